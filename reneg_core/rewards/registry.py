@@ -1,0 +1,156 @@
+"""Which rewards exist, and `load_reward`: a name, a mix or a python file becomes a frozen reward."""
+
+import importlib
+import inspect
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from os import PathLike
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from reneg_core.rewards.base import Reward, Statistics, ordinary_tensors
+from reneg_core.rewards.mix import RewardMix
+
+ENTRY_POINT_GROUP = "reneg.rewards"
+PACKAGE = "reneg_core.rewards"
+
+
+@dataclass(frozen=True)
+class RewardInfo:
+    """A registered reward: its name, one line on what it judges, the module that defines it, and the class
+    there (empty: the module's only reward class). `options` are fixed keyword arguments of its `load`."""
+
+    name: str
+    summary: str
+    module: str
+    class_name: str = ""
+    options: tuple[tuple[str, object], ...] = ()
+
+
+BUILT_IN = (
+    RewardInfo("brightness", "mean luma; no weights, for smoke tests", f"{PACKAGE}.smoke", "Brightness"),
+    RewardInfo("sharpness", "mean gradient of luma; no weights, for smoke tests", f"{PACKAGE}.smoke", "Sharpness"),
+    RewardInfo("tiny", "quality and prompt agreement in the embedded tiny world; weights included",
+               f"{PACKAGE}.tiny"),
+)
+
+
+def available_rewards() -> dict[str, RewardInfo]:
+    """Built-in rewards and those that installed packages announce in the entry-point group `reneg.rewards`."""
+    infos = {info.name: info for info in BUILT_IN}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        infos.setdefault(point.name, RewardInfo(point.name, f"from {point.value}", point.module, point.attr))
+    return infos
+
+
+def load_reward(spec: str, *, weights: object = None, device: torch.device | str = "cpu",
+                dtype: torch.dtype = torch.float32, normalise: str = "zscore",
+                statistics: Mapping[str, Statistics] | None = None, **options: object) -> Reward:
+    """Load a reward in eval mode with frozen parameters.
+
+    spec: a registered name (`available_rewards`), a weighted mix such as "hpsv2.1*1.0 + image_reward*0.5", or the
+        path of a python file that defines one `Reward` subclass ("path.py" or "path.py:ClassName").
+    weights: a file or a directory in the published layout; for a mix also a mapping from name to one.
+    normalise, statistics: for a mix, see `RewardMix`. options: passed on to every part that takes them.
+    Raises ValueError for an unknown name or a bad mix, FileNotFoundError for missing files.
+    """
+    with ordinary_tensors():
+        if not _is_mix(spec):
+            return _load_one(spec, weights, device, dtype, options)
+        factors, shared = parse_mix(spec), {}
+        parts = {name: _load_one(name, _weights_of(weights, name), device, dtype, options, shared) for name in factors}
+        return RewardMix(parts, factors, normalise=normalise, statistics=statistics).eval()
+
+
+def parse_mix(spec: str) -> dict[str, float]:
+    """"a*1.0 + b*0.5" as {"a": 1.0, "b": 0.5}; a missing factor is 1. Raises ValueError on anything else."""
+    factors: dict[str, float] = {}
+    for term in re.split(r"\s*\+\s*(?![^*]*\.py\b)", spec.strip()):
+        name, _, factor = term.partition("*")
+        name = name.strip()
+        if not name or name in factors:
+            problem = f"names {name!r} twice" if name else "has an empty term"
+            raise ValueError(f"reward mix {spec!r} {problem}; expected e.g. 'hpsv2.1*1.0 + image_reward*0.5'")
+        factors[name] = _factor(factor, spec)
+    return factors
+
+
+def _factor(text: str, spec: str) -> float:
+    try:
+        value = float(text) if text.strip() else 1.0
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"reward mix {spec!r}: {text.strip()!r} is not a finite number; "
+                         "expected e.g. 'hpsv2.1*1.0 + image_reward*0.5'")
+    return value
+
+
+def _is_mix(spec: str) -> bool:
+    return not Path(spec).is_file() and ("*" in spec or "+" in spec)
+
+
+def _weights_of(weights: object, name: str) -> object:
+    return weights.get(name) if isinstance(weights, Mapping) else weights
+
+
+def _load_one(name: str, weights: object, device: torch.device | str, dtype: torch.dtype,
+              options: dict[str, object], shared: dict | None = None) -> Reward:
+    cls, fixed = _resolve(name)
+    given = dict(options)
+    if shared is not None:  # a mix hands every part all options: each takes the ones it knows
+        given = {key: value for key, value in given.items() if key in cls.options_for_loading}
+        if "shared" in cls.options_for_loading:
+            given["shared"] = shared
+    reward = cls.load(weights=_weights_of(weights, name), device=device, dtype=dtype, **fixed, **given)
+    reward.name = reward.name or name
+    return reward.eval().requires_grad_(False)
+
+
+def _resolve(name: str) -> tuple[type[Reward], dict[str, object]]:
+    infos = available_rewards()
+    if name in infos:
+        info = infos[name]
+        return reward_class(importlib.import_module(info.module), info.class_name), dict(info.options)
+    path, _, class_name = name.partition(".py:")
+    path = Path(f"{path}.py" if class_name else name)
+    if path.suffix == ".py":
+        return reward_class(_import_file(path), class_name), {}
+    near = [other for other in infos if other.startswith(name)]
+    hint = f"; name the version: {', '.join(near)}" if near else ""
+    raise ValueError(f"unknown reward {name!r}{hint}; expected one of {', '.join(sorted(infos))}, "
+                     "a mix of them, or the path of a python file")
+
+
+def _import_file(path: str | PathLike) -> ModuleType:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"reward file {path} does not exist; expected a python file with a Reward subclass")
+    spec = spec_from_file_location(f"reneg_user_reward_{path.stem}", path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def reward_class(module: ModuleType, class_name: str = "") -> type[Reward]:
+    """The reward class that `module` itself defines, by name if it defines several."""
+    found = {cls.__name__: cls for cls in _defined_rewards(module)}
+    if class_name in found:
+        return found[class_name]
+    if not class_name and len(found) == 1:
+        return next(iter(found.values()))
+    wanted = repr(class_name) if class_name else "exactly one Reward subclass"
+    raise ValueError(f"{module.__file__} defines {', '.join(found) or 'no Reward subclass'}; expected {wanted}"
+                     f"{'' if class_name else ' (or name one: path.py:ClassName)'}")
+
+
+def _defined_rewards(module: ModuleType) -> Iterator[type[Reward]]:
+    for _, value in inspect.getmembers(module, inspect.isclass):
+        if issubclass(value, Reward) and value.__module__ == module.__name__:
+            yield value

@@ -1,0 +1,5 @@
+"""Implementations of :class:`reneg_core.model.DiffusionModel`."""
+
+from .diffusers import DiffusersModel, load_model
+
+__all__ = ["DiffusersModel", "load_model"]

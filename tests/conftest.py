@@ -1,0 +1,38 @@
+"""Shared fixtures: one small random Stable Diffusion per session, frozen."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from builders import pipeline
+
+from reneg_core.backends.diffusers import DiffusersModel
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of published embeddings, prompt sets and golden values, which is not in the repository."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the shared data folder at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def model() -> DiffusersModel:
+    return DiffusersModel(pipeline(), "random")
+
+
+@pytest.fixture(scope="session")
+def v_model() -> DiffusersModel:
+    return DiffusersModel(pipeline("v_prediction", seed=1), "random-v")

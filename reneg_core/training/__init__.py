@@ -1,0 +1,21 @@
+"""Learning negative embeddings: one for all prompts (:class:`Trainer`) or one per sample (:func:`adapt`)."""
+
+from .adapt import AdaptResult, adapt
+from .config import AdaptConfig, ConfigError, TrainConfig
+from .objective import RewardGradient, Rollout, reward_gradient
+from .results import Observer, TrainResult
+from .trainer import Trainer
+
+__all__ = [
+    "AdaptConfig",
+    "AdaptResult",
+    "ConfigError",
+    "Observer",
+    "RewardGradient",
+    "Rollout",
+    "TrainConfig",
+    "TrainResult",
+    "Trainer",
+    "adapt",
+    "reward_gradient",
+]

@@ -1,0 +1,144 @@
+"""Per-sample adaptation: a negative embedding of its own for each (prompt, seed) pair (arXiv 2412.19637).
+
+Starts from a global embedding, takes at most a few steps per pair, stops a pair that no longer improves, and keeps the
+best iterate by the reward of the finished picture, so that no pair ends below its start by that reward.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..embedding import NegativeEmbedding
+from ..model import Conditioning, DiffusionModel
+from ..rewards import Reward
+from . import schedule
+from .config import AdaptConfig
+from .memory import micro_batches
+from .objective import Rollout, reward_gradient
+
+
+@dataclass(frozen=True)
+class AdaptResult:
+    """One row per pair, in the order given.
+
+    negatives: tokens ``[N,L,D]`` (and mask, pooled of N rows) on the CPU; start_rewards, rewards: ``[N]`` of the
+    finished picture before and after, rewards >= start_rewards; steps: ``[N]`` int64, the step each best came from;
+    images: ``[N,3,H,W]``, the finished pictures of the best iterates.
+    """
+
+    negatives: Conditioning
+    start_rewards: Tensor
+    rewards: Tensor
+    steps: Tensor
+    images: Tensor
+
+    def embedding(self, index: int, start: NegativeEmbedding) -> NegativeEmbedding:
+        """Row ``index`` as a file-ready embedding with ``start``'s family and provenance."""
+        row = self.negatives[[index]]
+        return NegativeEmbedding(row.tokens, start.family, row.mask, row.pooled, start.provenance)
+
+
+@dataclass
+class _Best:
+    """The best iterate per pair so far, and how long ago it was found."""
+
+    tokens: Tensor
+    rewards: Tensor
+    steps: Tensor
+    images: Tensor
+
+    def update(self, rows: Tensor, step: int, tokens: Tensor, rewards: Tensor, images: Tensor) -> None:
+        better = rewards > self.rewards[rows]
+        winners = rows[better]
+        self.tokens[winners], self.rewards[winners] = tokens[better], rewards[better]
+        self.images[winners], self.steps[winners] = images[better], step
+
+
+def adapt(
+    model: DiffusionModel,
+    reward: Reward,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    start: NegativeEmbedding,
+    config: AdaptConfig | None = None,
+    *,
+    progress: Callable[[int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> AdaptResult:
+    """Adapt ``start`` to every pair ``(prompts[i], seeds[i])``, ``config.micro_batch`` pairs at a time.
+
+    progress: called with the number of pairs finished by each batch; should_stop: polled once a step; when it says so,
+    the pairs keep the best they have. Errors: ValueError for empty or unequal lists or an embedding of another family.
+    """
+    config = config or AdaptConfig()
+    if not prompts or len(prompts) != len(seeds):
+        raise ValueError(f"Got {len(prompts)} prompts and {len(seeds)} seeds, expected equal numbers, at least one.")
+    start.require(model.family, model.width, model.max_tokens)
+
+    def work(rows: range) -> AdaptResult:
+        part = [prompts[i] for i in rows], [seeds[i] for i in rows]
+        result = _adapt_batch(model, reward, *part, start.conditioning(), config, should_stop or (lambda: False))
+        if progress:
+            progress(len(rows))
+        return result
+
+    def prepared(model: DiffusionModel) -> list[AdaptResult]:
+        model.checkpointing(config.checkpointing)
+        try:
+            return list(micro_batches(range(len(prompts)), config.micro_batch, work))
+        finally:
+            model.checkpointing(False)
+
+    parts = model.run(prepared)
+    tokens, rewards = torch.cat([p.negatives.tokens for p in parts]), torch.cat([p.rewards for p in parts])
+    rest = start.conditioning()
+    negatives = Conditioning(tokens, *(_repeat(t, len(prompts)) for t in (rest.mask, rest.pooled)))
+    starts, steps, images = (torch.cat([getattr(p, f) for p in parts]) for f in ("start_rewards", "steps", "images"))
+    return AdaptResult(negatives, starts, rewards, steps, images)
+
+
+def _repeat(tensor: Tensor | None, count: int) -> Tensor | None:
+    return None if tensor is None else tensor.expand(count, *tensor.shape[1:])
+
+
+def _adapt_batch(
+    model: DiffusionModel,
+    reward: Reward,
+    prompts: list[str],
+    seeds: list[int],
+    start: Conditioning,
+    config: AdaptConfig,
+    should_stop: Callable[[], bool],
+) -> AdaptResult:
+    """A batch of pairs; pairs that ran out of patience leave it. Only the tokens are adapted."""
+    count, device = len(prompts), model.device
+    rollout = Rollout(model.sigmas(config.sampling_steps), config.guidance(), config.solver)
+    positive, noise = model.encode(prompts), model.noise(seeds, config.height, config.width)
+    tokens = [start.tokens[0].clone().requires_grad_() for _ in range(count)]
+    optimizer = torch.optim.AdamW(tokens, lr=config.learning_rate, betas=config.betas, weight_decay=0, maximize=True)
+    rest = [None if t is None else t.to(device) for t in (start.mask, start.pooled)]
+    best, starts, alive = None, None, torch.arange(count)
+    for step in range(config.steps + 1):
+        current = torch.stack([tokens[row].detach() for row in alive])
+        negative = Conditioning(current.to(device), *(_repeat(t, len(alive)) for t in rest))
+        points = schedule.gradient_points(config.gradient_window, config.points, "adapt", step)
+        found = reward_gradient(
+            model, reward, [prompts[row] for row in alive], positive[alive], negative, noise[alive], rollout, points,
+            checkpoint_reward=config.checkpointing, complete=True,
+        )  # fmt: skip
+        scores, images = found.final_rewards.cpu(), found.images.cpu()
+        if best is None:
+            starts = scores.clone()
+            best = _Best(current.clone(), scores.clone(), torch.zeros(count, dtype=torch.int64), images.clone())
+        best.update(alive, step, current, scores, images)
+        keep = step - best.steps[alive] < config.patience
+        alive, gradients = alive[keep], found.tokens.cpu()[keep]
+        if not len(alive) or step == config.steps or should_stop():
+            break
+        optimizer.zero_grad(set_to_none=True)
+        for row, gradient in zip(alive, gradients, strict=True):
+            tokens[row].grad = gradient.nan_to_num(0, 0, 0)
+        optimizer.step()
+    return AdaptResult(Conditioning(best.tokens), starts, best.rewards, best.steps, best.images)

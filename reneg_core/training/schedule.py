@@ -1,0 +1,56 @@
+"""Everything random or scheduled in a run as pure functions of the seed and the step, so that resuming is exact and
+the result does not depend on how a batch is split over processes."""
+
+import hashlib
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from functools import lru_cache
+
+from .config import TrainConfig
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed below 2^63 that depends on all parts and on nothing else."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then a cosine from ``config.learning_rate`` to 0 at ``config.steps``; step counts from 0."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def gradient_points(window: tuple[int, int], points: int, *seed: object) -> list[int]:
+    """``points`` step indices, one drawn evenly from each of ``points`` equal parts of the window."""
+    first, last = window
+    draw = random.Random(derive_seed("points", *seed))
+    edges = [first + (last - first) * i // points for i in range(points + 1)]
+    return [draw.randrange(low, high) for low, high in itertools.pairwise(edges)]
+
+
+@lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+    order = list(range(count))
+    random.Random(derive_seed("order", seed, epoch)).shuffle(order)
+    return tuple(order)
+
+
+def prompt_index(count: int, seed: int, position: int) -> int:
+    """Which of ``count`` prompts is the ``position``-th sample of the run: every epoch is a new permutation."""
+    epoch, place = divmod(position, count)
+    return _permutation(count, seed, epoch)[place]
+
+
+def batch_prompts(prompts: Sequence[str], seed: int, step: int, batch_size: int, rows: Sequence[int]) -> list[str]:
+    """The prompts of ``rows`` of the batch of ``step``."""
+    return [prompts[prompt_index(len(prompts), seed, step * batch_size + row)] for row in rows]
+
+
+def noise_seeds(seed: int, step: int, rows: Sequence[int]) -> list[int]:
+    """A noise seed for each of ``rows`` of the batch of ``step``."""
+    return [derive_seed("noise", seed, step, row) for row in rows]

@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -34,10 +33,23 @@ class RewardInfo:
 
 
 BUILT_IN = (
-    RewardInfo("brightness", "mean luma; no weights, for smoke tests", f"{PACKAGE}.smoke", "Brightness"),
-    RewardInfo("sharpness", "mean gradient of luma; no weights, for smoke tests", f"{PACKAGE}.smoke", "Sharpness"),
+    RewardInfo("image_reward", "ImageReward v1.0: human preference, standardised", f"{PACKAGE}.image_reward",
+               "ImageReward"),
+    RewardInfo("hpsv2.0", "HPSv2.0: human preference, cosine; antialiased resize", f"{PACKAGE}.hpsv2", "HPSv20"),
+    RewardInfo("hpsv2.1", "HPSv2.1: human preference, cosine; antialiased resize", f"{PACKAGE}.hpsv2", "HPSv21"),
+    RewardInfo("hpsv2.0-no-antialias", "HPSv2.0 with the resize of its published tables", f"{PACKAGE}.hpsv2",
+               "HPSv20NoAntialias"),
+    RewardInfo("hpsv2.1-no-antialias", "HPSv2.1 with the resize of its published tables", f"{PACKAGE}.hpsv2",
+               "HPSv21NoAntialias"),
+    RewardInfo("pickscore", "PickScore v1: human preference, scaled cosine", f"{PACKAGE}.pickscore", "PickScore"),
+    RewardInfo("clip_score", "CLIPScore with ViT-L/14: agreement with the prompt", f"{PACKAGE}.clip_score",
+               "ClipScore"),
+    RewardInfo("clip_score_b32", "CLIPScore with ViT-B/32", f"{PACKAGE}.clip_score", "ClipScoreB32"),
+    RewardInfo("aesthetic", "LAION aesthetic v2: beauty of the picture alone", f"{PACKAGE}.aesthetic", "Aesthetic"),
     RewardInfo("tiny", "quality and prompt agreement in the embedded tiny world; weights included",
                f"{PACKAGE}.tiny"),
+    RewardInfo("brightness", "mean luma; no weights, for smoke tests", f"{PACKAGE}.smoke", "Brightness"),
+    RewardInfo("sharpness", "mean gradient of luma; no weights, for smoke tests", f"{PACKAGE}.smoke", "Sharpness"),
 )
 
 
@@ -71,7 +83,7 @@ def load_reward(spec: str, *, weights: object = None, device: torch.device | str
 def parse_mix(spec: str) -> dict[str, float]:
     """"a*1.0 + b*0.5" as {"a": 1.0, "b": 0.5}; a missing factor is 1. Raises ValueError on anything else."""
     factors: dict[str, float] = {}
-    for term in re.split(r"\s*\+\s*(?![^*]*\.py\b)", spec.strip()):
+    for term in spec.split("+"):
         name, _, factor = term.partition("*")
         name = name.strip()
         if not name or name in factors:

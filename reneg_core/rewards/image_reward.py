@@ -1,0 +1,152 @@
+"""ImageReward v1.0 (Xu et al. 2023, arXiv 2304.05977): human preference for image and prompt, standardised."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isqrt
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from reneg_core.rewards.base import Reward, Statistics
+from reneg_core.rewards.blip import LAYOUT, BlipNetwork, TextEncoder
+from reneg_core.rewards.checkpoint import Checkpoint, load_network
+from reneg_core.rewards.clip import heads_of
+from reneg_core.rewards.linear_head import LinearHead, load_head
+from reneg_core.rewards.precision import at_least_float32, isolated_float16_gradient
+from reneg_core.rewards.preprocess import check_mode, preprocessing_bytes, shortest_edge_crop
+from reneg_core.rewards.tokenizers import Tokenizer
+from reneg_core.rewards.transformer import VisionTransformer
+from reneg_core.rewards.vocabulary import VocabPath, find_bert_tokenizer
+from reneg_core.rewards.weights import PublishedFile, Source, find_file, read_json, read_json_beside
+
+MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw head output, published with the model
+CONTEXT = 35  # tokens of the prompt that the published pipeline reads
+
+WEIGHTS = PublishedFile("ImageReward.pt", "zai-org/ImageReward", 1_786_880_927,
+                        aliases=("ImageReward.safetensors",), copies="imagereward", signatures=(LAYOUT.signature,))
+MED_CONFIG = "med_config.json"
+
+
+@dataclass(frozen=True)
+class BlipConfig:
+    """What tensor shapes do not tell. Heads 0: width / 64. The epsilons are those of timm's ViT and of BERT."""
+
+    vision_heads: int = 0
+    vision_eps: float = 1e-6
+    vision_act: str = "gelu"
+    text_heads: int = 0
+    text_eps: float = 1e-12
+    text_act: str = "gelu"
+
+
+class ImageReward(Reward):
+    """(head - MEAN) / STD of the [CLS] token; roughly standard normal on diffusion images.
+
+    The image's shortest edge is resized to 224 and its centre cropped; the prompt is cut after 35 tokens.
+    """
+
+    name = "image_reward"
+    statistics = Statistics(0.0, 1.0, "published with the model: its score is standardised")
+    options_for_loading: ClassVar[frozenset[str]] = frozenset(
+        {"config", "vocab", "search_dirs", "download", "preprocess", "checkpointing", "memory_budget"})
+
+    def __init__(self, network: BlipNetwork, head: LinearHead, tokenizer: Tokenizer, *, preprocess: str = "exact",
+                 checkpointing: bool = False, memory_budget: int | None = None) -> None:
+        super().__init__()
+        check_mode(preprocess)
+        self.network, self.head, self.tokenizer, self.mode = network, head, tokenizer, preprocess
+        self.memory_budget = memory_budget or self.memory_budget
+        network.vision.blocks.checkpointing = network.text.checkpointing = checkpointing
+
+    @classmethod
+    def load(cls, *, weights: object = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+             config: object = None, vocab: VocabPath | None = None, search_dirs: Sequence[str] = (),
+             download: bool = False, preprocess: str = "exact", **options: object) -> "ImageReward":
+        """See `load_reward`. config: mapping or JSON path, the published `med_config.json` or
+        {"med_config": ..., "vision": {"heads": ...}}; vocab: bert-base-uncased's `vocab.txt`, a directory or hub id."""
+        check_mode(preprocess)
+        source = Source.of(weights, search_dirs, download)
+        checkpoint = Checkpoint(find_file(WEIGHTS, source))
+        settings = read_blip_config(_beside(checkpoint) | ({} if config is None else _nested(read_json(config))))
+        network = load_blip(checkpoint, settings, device, dtype)
+        head = load_head(checkpoint, "mlp.layers.", device=device, dtype=dtype, ignored=(r"blip\..*",))
+        rows, positions = len(network.text.embedding.weight), len(network.text.positions)
+        tokenizer = find_bert_tokenizer(vocab, source.beside(checkpoint.path), rows, min(CONTEXT, positions))
+        return cls(network, head, tokenizer, preprocess=preprocess, **options)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """images [B,3,H,W] in [0,1] -> the network's normalised pixels [B,3,S,S]."""
+        return shortest_edge_crop(images, self.network.vision.image_size, self.mode, "round")
+
+    def score_pixels(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """The network alone: pixels [B,3,S,S] already preprocessed and normalised, prompts of length B -> [B]."""
+        tokens = self.tokenizer(prompts)
+        features = isolated_float16_gradient(
+            lambda part: self.network(part, tokens), pixels, self.network.vision.positions.dtype)
+        return (self.head(features) - MEAN) / STD
+
+    def truncated(self, prompts: Sequence[str]) -> list[bool]:
+        return self.tokenizer(prompts).truncated if prompts else []
+
+    def bytes_per_image(self, height: int, width: int, gradient: bool) -> int:
+        vision, text = self.network.vision, self.network.text
+        cross = 2 * len(vision.positions) * text.positions.shape[1] * vision.positions.element_size()
+        kept = len(text.layers) if gradient and not text.checkpointing else 1
+        return vision.bytes_per_image(gradient) + kept * cross + preprocessing_bytes(height, width)
+
+    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return self.score_pixels(self.preprocess(at_least_float32(images)), prompts)
+
+
+def load_blip(checkpoint: Checkpoint, config: BlipConfig, device: torch.device | str,
+              dtype: torch.dtype) -> BlipNetwork:
+    """The network of `checkpoint`, every dimension from its tensors and the rest from `config`."""
+    with torch.device("meta"):
+        network = BlipNetwork(_vision(checkpoint, config), _text(checkpoint, config))
+    return load_network(network, checkpoint, LAYOUT, device=device, dtype=dtype)
+
+
+def read_blip_config(raw: Mapping[str, object]) -> BlipConfig:
+    """Configuration from {"med_config": ..., "vision": ...}; what is absent keeps the published model's value."""
+    med, vision, default = raw.get("med_config") or {}, raw.get("vision") or {}, BlipConfig()
+    return BlipConfig(
+        vision_heads=int(vision.get("heads", vision.get("num_heads", default.vision_heads))),
+        vision_eps=float(vision.get("layer_norm_eps", default.vision_eps)),
+        vision_act=str(vision.get("act", default.vision_act)),
+        text_heads=int(med.get("num_attention_heads", default.text_heads)),
+        text_eps=float(med.get("layer_norm_eps", default.text_eps)),
+        text_act=str(med.get("hidden_act", default.text_act)))
+
+
+def _beside(checkpoint: Checkpoint) -> dict[str, object]:
+    """Configuration files beside the weights; a nested one wins over the published `med_config.json`."""
+    path = checkpoint.path.with_name(MED_CONFIG)
+    published = {"med_config": read_json(path)} if path.is_file() else {}
+    return published | _nested(read_json_beside(checkpoint.path, ("config.json",)))
+
+
+def _nested(raw: dict[str, object]) -> dict[str, object]:
+    """{"med_config": ..., "vision": ...} from itself or from the content of a `med_config.json`."""
+    if "med_config" in raw or "vision" in raw:
+        return raw
+    return {"med_config": raw} if "num_attention_heads" in raw else {}
+
+
+def _vision(checkpoint: Checkpoint, config: BlipConfig) -> VisionTransformer:
+    width, _, patch, _ = LAYOUT.shape(checkpoint, "vision.patch.weight")
+    patches = LAYOUT.shape(checkpoint, "vision.positions")[1] - 1
+    return VisionTransformer(
+        image_size=isqrt(patches) * patch, patch_size=patch, width=width, eps=config.vision_eps,
+        hidden=LAYOUT.shape(checkpoint, "vision.blocks.0.fc1.weight")[0], act=config.vision_act,
+        depth=LAYOUT.depth(checkpoint, "vision.blocks."), heads=heads_of(width, config.vision_heads, 64, "vision"),
+        pre_norm=False, patch_bias=True, first_only=False)
+
+
+def _text(checkpoint: Checkpoint, config: BlipConfig) -> TextEncoder:
+    rows, width = LAYOUT.shape(checkpoint, "text.embedding.weight")
+    return TextEncoder(
+        rows=rows, context=LAYOUT.shape(checkpoint, "text.positions")[0], width=width,
+        image_width=LAYOUT.shape(checkpoint, "vision.patch.weight")[0], act=config.text_act, eps=config.text_eps,
+        hidden=LAYOUT.shape(checkpoint, "text.layers.0.fc1.weight")[0],
+        depth=LAYOUT.depth(checkpoint, "text.layers."), heads=heads_of(width, config.text_heads, 64, "text"))

@@ -1,0 +1,270 @@
+"""Train the tiny world from nothing: ``python -m reneg_core.tiny.train --out DIR [--stage vae|unet|reward|all]``.
+
+The defaults reproduce the shipped weights up to the rounding of the machine (about an hour on two slow cores).
+Each stage reads what the stage before it wrote into ``DIR`` and may be repeated on its own.
+"""
+
+import argparse
+import copy
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from reneg_core.tiny import networks, prompts
+from reneg_core.tiny.pictures import SPOILT_SHARE, draw
+from reneg_core.tiny.train_reward import train_reward
+
+SEED = 2412
+SAVE_EVERY = 500  # UNet steps
+LABELLED_SHARE = 0.28  # of the spoilt pictures: their caption names the flaws
+DROPOUT_SHARE = 0.10  # of the captions: empty, for classifier-free guidance
+UNKNOWN_SHARE = 0.03  # of the captions: a made-up word inside, so that unknown words do little harm
+
+
+@dataclass
+class Budget:
+    """How long a stage trains: ``steps`` optimizer steps, or ``minutes`` (0 = no limit) if that is sooner."""
+
+    steps: int
+    minutes: float = 0.0
+
+    def run(self, step: Callable[[], Tensor], optimizer: torch.optim.Optimizer, after: Callable[[], None]) -> None:
+        """Call ``step`` for a loss until the budget is used up, with 2 % warm-up and a cosine to zero."""
+        start, peaks = time.time(), [group["lr"] for group in optimizer.param_groups]
+        done, smooth = 0, None
+        while (progress := self._progress(done, time.time() - start)) < 1:
+            scale = min(1, progress / 0.02 + 0.01) * 0.5 * (1 + math.cos(math.pi * progress))
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * scale
+            optimizer.zero_grad(set_to_none=True)
+            loss = step()
+            loss.backward()
+            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+            optimizer.step()
+            after()
+            done += 1
+            smooth = loss.item() if smooth is None else 0.99 * smooth + 0.01 * loss.item()
+            if done % 100 == 0:
+                print(f"  step {done}, {time.time() - start:.0f} s, loss {smooth:.4f}", flush=True)
+
+    def _progress(self, done: int, seconds: float) -> float:
+        return max(done / self.steps, seconds / (60 * self.minutes) if self.minutes else 0.0)
+
+
+class Average:
+    """Exponential moving average of the weights of ``modules`` (decay 0.998, faster at the beginning)."""
+
+    def __init__(self, modules: list[nn.Module], decay: float = 0.998) -> None:
+        self.modules, self.decay, self.updates = modules, decay, 0
+        self.shadow = [copy.deepcopy(module).requires_grad_(False) for module in modules]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the current weights."""
+        self.updates += 1
+        decay = min(self.decay, self.updates / (self.updates + 10))
+        for module, shadow in zip(self.modules, self.shadow, strict=True):
+            torch._foreach_lerp_(list(shadow.parameters()), list(module.parameters()), 1 - decay)
+
+
+@contextmanager
+def half_precision() -> Iterator[None]:
+    """bfloat16 where the processor gains by it; the weights stay float32."""
+    with torch.autocast("cpu", torch.bfloat16):
+        yield
+
+
+def _edges(images: Tensor) -> tuple[Tensor, Tensor]:
+    return images.diff(dim=-1), images.diff(dim=-2)
+
+
+def _reconstruction_loss(decoded: Tensor, target: Tensor) -> Tensor:
+    difference = decoded - target
+    edge = sum(part.abs().mean() for part in _edges(difference))
+    return difference.abs().mean() + difference.square().mean() + 0.5 * edge
+
+
+def train_vae(out: Path, budget: Budget) -> None:
+    """Train the autoencoder on drawn pictures and save it into ``out/vae``, its latents centred with unit variance."""
+    generator = torch.Generator().manual_seed(SEED)
+    torch.manual_seed(SEED)
+    vae = networks.build_vae()
+    average = Average([vae])
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=1.5e-3, weight_decay=1e-4)
+
+    def step() -> Tensor:
+        target = draw(16, "train", SPOILT_SHARE, generator).images * 2 - 1
+        with half_precision():
+            posterior = vae.encode(target).latent_dist
+            decoded = vae.decode(posterior.sample()).sample
+        kl = posterior.kl().mean() / networks.LATENT_CHANNELS / networks.LATENT_SIZE**2
+        return _reconstruction_loss(decoded.float(), target) + 5e-4 * kl
+
+    budget.run(step, optimizer, average.update)
+    (vae,) = average.shadow
+    _standardise(vae, draw(2048, "train", SPOILT_SHARE, generator).images)
+    vae.save_pretrained(out / "vae")
+
+
+@torch.no_grad()
+def _standardise(vae: AutoencoderKL, images: Tensor) -> None:
+    """Centre the latents and give every channel the same spread, inside the 1x1 convolutions around them."""
+    means = torch.cat([vae.encode(part * 2 - 1).latent_dist.mean for part in images.split(128)])
+    centre, spread = means.mean((0, 2, 3)), means.std((0, 2, 3))
+    common = spread.square().mean().sqrt()
+    gain, channels = common / spread, len(centre)
+    into, back = vae.quant_conv, vae.post_quant_conv
+    into.weight[:channels] *= gain[:, None, None, None]
+    into.bias[:channels] = (into.bias[:channels] - centre) * gain
+    into.bias[channels:] += 2 * gain.log()
+    back.bias += back.weight[:, :, 0, 0] @ centre
+    back.weight /= gain[None, :, None, None]
+    vae.register_to_config(scaling_factor=round(1 / common.item(), 5))
+
+
+@dataclass
+class Bank:
+    """Precomputed training data: latent ``mean`` and ``std`` [N, 12, 8, 8], already scaled, and what they show."""
+
+    mean: Tensor
+    std: Tensor
+    strength: Tensor
+    combinations: Tensor
+
+
+@torch.no_grad()
+def build_bank(vae: AutoencoderKL, count: int, generator: torch.Generator) -> Bank:
+    """Draw and encode ``count`` training pictures."""
+    parts: list[tuple[Tensor, ...]] = []
+    for _ in range(count // 256):
+        pictures = draw(256, "train", SPOILT_SHARE, generator)
+        latent = vae.encode(pictures.images * 2 - 1).latent_dist
+        scale = vae.config.scaling_factor
+        parts.append((latent.mean * scale, latent.std * scale, pictures.strength, pictures.combinations))
+    return Bank(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def training_caption(combination: prompts.Combination, strength: Tensor, rng: random.Random) -> str:
+    """The caption that a picture gets in one training step (see the shares at the top of this file)."""
+    if rng.random() < DROPOUT_SHARE:
+        return ""
+    flaws = prompts.flaw_words(strength) if rng.random() < LABELLED_SHARE else []
+    text = prompts.caption(combination, flaws, rng)
+    if rng.random() >= UNKNOWN_SHARE:
+        return text
+    letters = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 5)))
+    parts = text.split()
+    parts.insert(rng.randint(0, len(parts)), letters)
+    return " ".join(parts)
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    """Token ids [B, 20], padded as the pipeline pads."""
+    length = tokenizer.model_max_length
+    return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+
+
+class Captioner:
+    """Token ids for captions, remembered: the world has few different captions."""
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        self.tokenizer, self.known = tokenizer, {}
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Token ids [B, 20] of ``texts``."""
+        new = [text for text in dict.fromkeys(texts) if text not in self.known]
+        if new:
+            self.known.update(zip(new, tokenize(self.tokenizer, new), strict=True))
+        return torch.stack([self.known[text] for text in texts])
+
+
+def train_unet(out: Path, budget: Budget) -> None:
+    """Train UNet and text encoder together on ``out/vae``'s latents and save the whole pipeline into ``out``."""
+    generator, rng = torch.Generator().manual_seed(SEED + 1), random.Random(SEED + 1)
+    torch.manual_seed(SEED + 1)
+    vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32)
+    bank = build_bank(vae, 256 * 160, generator)
+    tokenizer = networks.build_tokenizer(out / "tokenizer")
+    text_encoder, unet = networks.build_text_encoder(tokenizer), networks.build_unet()
+    average = Average([unet, text_encoder])
+    captioner = Captioner(tokenizer)
+    parameters = [*unet.parameters(), *text_encoder.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1.2e-3, weight_decay=1e-3, betas=(0.9, 0.99))
+    every = [tuple(row) for row in bank.combinations.tolist()]
+
+    def step() -> Tensor:
+        rows = torch.randint(len(every), (64,), generator=generator)
+        texts = [training_caption(every[row], bank.strength[row], rng) for row in rows.tolist()]
+        latents = bank.mean[rows] + bank.std[rows] * torch.randn(bank.mean[rows].shape, generator=generator)
+        return _diffusion_loss(unet, text_encoder(captioner(texts))[0], latents, generator)
+
+    def after() -> None:
+        average.update()
+        if average.updates % SAVE_EVERY == 0:
+            networks.save_pipeline(out, vae, *average.shadow, tokenizer)
+
+    budget.run(step, optimizer, after)
+    networks.save_pipeline(out, vae, *average.shadow, tokenizer)
+
+
+_NOISE = DDPMScheduler.from_config(networks.build_scheduler().config)
+
+
+def _diffusion_loss(
+    unet: UNet2DConditionModel, tokens: Tensor, latents: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Epsilon loss with min-SNR weights (Hang et al. 2023, equation 8, gamma 5)."""
+    noise = torch.randn(latents.shape, generator=generator)
+    time_step = torch.randint(1000, (len(latents),), generator=generator)
+    predicted = unet(_NOISE.add_noise(latents, noise, time_step), time_step, tokens).sample
+    snr = _NOISE.alphas_cumprod[time_step] / (1 - _NOISE.alphas_cumprod[time_step])
+    each = F.mse_loss(predicted, noise, reduction="none").mean((1, 2, 3))
+    return (each * (5 / snr).clamp_max(1)).mean()
+
+
+def load_pipeline(folder: Path) -> StableDiffusionPipeline:
+    """The pipeline as float32, quiet."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pipeline and reward.safetensors")
+    parser.add_argument("--stage", choices=("vae", "unet", "reward", "all"), default="all")
+    parser.add_argument("--minutes", type=float, default=0.0, help="time limit for each stage (default: none)")
+    parser.add_argument("--vae-steps", type=int, default=4000)
+    parser.add_argument("--unet-steps", type=int, default=7000)
+    parser.add_argument("--reward-steps", type=int, default=2000)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train the chosen stages."""
+    options = parse(arguments)
+    stages = {"vae": train_vae, "unet": train_unet, "reward": train_reward}
+    seconds: dict[str, float] = {}
+    for name, stage in stages.items():
+        if options.stage in (name, "all"):
+            print(f"{name}:", flush=True)
+            start = time.time()
+            stage(options.out, Budget(getattr(options, f"{name}_steps"), options.minutes))
+            seconds[name] = round(time.time() - start)
+    print(json.dumps({"seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Train the tiny world's reward on drawn pictures, reconstructions, and the denoiser's one-step clean estimates.
+
+Every picture has a flawless original, so its quality is known by comparison: minus the log of the distance to it.
+The independent measure is never consulted.
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reneg_core.rewards.tiny import RewardNetwork, raw_score
+from reneg_core.tiny import prompts
+from reneg_core.tiny.pictures import SPOILT_SHARE, Pictures, draw
+
+if TYPE_CHECKING:
+    from reneg_core.tiny.train import Budget
+
+SEED = 2414
+BANK = 128 * 96
+_FLOOR = 0.03  # distance that counts as flawless: about what the autoencoder loses
+_ATTACK = 0.03  # root mean square, in the [0, 1] range, of the adversarial change to a picture
+
+
+@dataclass
+class Examples:
+    """``images`` [N, 3, H, W] in [0, 1] with their ``quality`` [N] and ``combinations`` [N, 3]."""
+
+    images: Tensor
+    quality: Tensor
+    combinations: Tensor
+
+
+def quality(images: Tensor, clean: Tensor) -> Tensor:
+    """Minus the log of the distance [B] (pixels and edges) between ``images`` and their flawless originals."""
+    difference = images - clean
+    edges = difference.diff(dim=-1).square().mean((1, 2, 3)) + difference.diff(dim=-2).square().mean((1, 2, 3))
+    distance = difference.square().mean((1, 2, 3)).sqrt() + 0.5 * edges.sqrt()
+    return -(distance + _FLOOR).log()
+
+
+@torch.no_grad()
+def build_examples(pipeline: StableDiffusionPipeline, count: int, generator: torch.Generator) -> Examples:
+    """Draw ``count`` pictures and keep, in equal parts, each as drawn, as reconstructed, or as estimated from noise."""
+    rng = random.Random(generator.initial_seed())
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for index in range(count // 128):
+        pictures = draw(128, "train", SPOILT_SHARE, generator)
+        images = (_drawn, _reconstructed, _estimated)[index % 3](pipeline, pictures, generator, rng)
+        parts.append((images, quality(images, pictures.clean), pictures.combinations))
+    return Examples(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _drawn(_: StableDiffusionPipeline, pictures: Pictures, *__: object) -> Tensor:
+    return pictures.images
+
+
+def _reconstructed(pipeline: StableDiffusionPipeline, pictures: Pictures, *_: object) -> Tensor:
+    return _decode(pipeline, pipeline.vae.encode(pictures.images * 2 - 1).latent_dist.mean)
+
+
+def _decode(pipeline: StableDiffusionPipeline, latents: Tensor) -> Tensor:
+    return (pipeline.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+
+
+def _estimated(
+    pipeline: StableDiffusionPipeline, pictures: Pictures, generator: torch.Generator, rng: random.Random
+) -> Tensor:
+    """Noise the latents to a random step below 700 and decode the guided estimate of the clean latents."""
+    scale, scheduler = pipeline.vae.config.scaling_factor, DDPMScheduler.from_config(pipeline.scheduler.config)
+    latents = pipeline.vae.encode(pictures.images * 2 - 1).latent_dist.mean * scale
+    noise = torch.randn(latents.shape, generator=generator)
+    step = torch.randint(1, 700, (len(latents),), generator=generator)
+    noisy = scheduler.add_noise(latents, noise, step)
+    texts = [prompts.caption(tuple(row), [], rng) for row in pictures.combinations.tolist()]
+    positive, negative = (pipeline.encode_prompt(t, "cpu", 1, False)[0] for t in (texts, [""] * len(texts)))
+    guidance = 1 + 4 * torch.rand(len(latents), 1, 1, 1, generator=generator)
+    away = pipeline.unet(noisy, step, negative).sample
+    noise = away + guidance * (pipeline.unet(noisy, step, positive).sample - away)
+    alpha = scheduler.alphas_cumprod[step][:, None, None, None]
+    return _decode(pipeline, (noisy - (1 - alpha).sqrt() * noise) / alpha.sqrt() / scale)
+
+
+def _attack(network: RewardNetwork, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the images moved a little in the direction that the network likes best: it must not believe in it."""
+    images = images.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(network(images)[0].sum(), images)
+    size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+    chosen = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    amount = _ATTACK * torch.rand(len(images), 1, 1, 1, generator=generator) * chosen
+    return (images.detach() + amount * gradient / size).clamp(0, 1)
+
+
+def train_reward(out: Path, budget: "Budget") -> None:
+    """Train on the pipeline in ``out`` and save ``out/reward.safetensors`` with the statistics for standardising."""
+    pipeline = StableDiffusionPipeline.from_pretrained(out, torch_dtype=torch.float32, local_files_only=True)
+    generator = torch.Generator().manual_seed(SEED)
+    torch.manual_seed(SEED)
+    examples = build_examples(pipeline, BANK, generator)
+    centre, spread = examples.quality.mean(), examples.quality.std()
+    network = RewardNetwork()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
+
+    def step() -> Tensor:
+        rows = torch.randint(len(examples.images), (64,), generator=generator)
+        images = _attack(network, examples.images[rows], generator)
+        predicted, logits = network(images)
+        loss = F.smooth_l1_loss(predicted, (examples.quality[rows] - centre) / spread)
+        answers = examples.combinations[rows].unbind(1)
+        return loss + 0.2 * sum(F.cross_entropy(a, b) for a, b in zip(logits, answers, strict=True))
+
+    budget.run(step, optimizer, lambda: None)
+    _save(network, out, generator)
+
+
+@torch.no_grad()
+def _save(network: RewardNetwork, out: Path, generator: torch.Generator) -> None:
+    pictures = draw(2048, "train", SPOILT_SHARE, generator)
+    template = prompts.PLAIN_TEMPLATES[0]
+    texts = [template.format(**prompts.words(tuple(row))) for row in pictures.combinations.tolist()]
+    scores = raw_score(network, pictures.images, texts)
+    state = {key: value.half().contiguous() for key, value in network.state_dict().items()}
+    save_file({**state, "mean": scores.mean(), "std": scores.std()}, out / "reward.safetensors")

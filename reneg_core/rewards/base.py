@@ -136,9 +136,9 @@ def check_prompts(prompts: Sequence[str], batch: int, needed: bool = True) -> li
     if isinstance(prompts, str):
         raise TypeError("prompts: got a str, expected a list of strings; wrap it: [prompt]")
     prompts = list(prompts)
-    wrong = next((p for p in prompts if not isinstance(p, str)), None)
-    if wrong is not None:
-        raise TypeError(f"prompts: got an entry of type {type(wrong).__name__}, expected strings")
+    wrong = [type(prompt).__name__ for prompt in prompts if not isinstance(prompt, str)]
+    if wrong:
+        raise TypeError(f"prompts: got an entry of type {wrong[0]}, expected strings")
     if not prompts and not needed:
         return [""] * batch
     if not prompts:

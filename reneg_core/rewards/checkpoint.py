@@ -158,6 +158,6 @@ def _read_legacy_pickle(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as plain tensors (weights_only): {str(error).splitlines()[0]}; "
-                         "expected the published state dict, incomplete downloads and TorchScript archives "
-                         "are refused") from error
+        raise ValueError(f"{path} cannot be read as plain tensors (weights_only): "
+                         f"{(str(error) or type(error).__name__).splitlines()[0]}; expected the published state dict, "
+                         "incomplete downloads and TorchScript archives are refused") from error

@@ -68,7 +68,7 @@ class ImageReward(Reward):
         check_mode(preprocess)
         source = Source.of(weights, search_dirs, download)
         checkpoint = Checkpoint(find_file(WEIGHTS, source))
-        settings = read_blip_config(_beside(checkpoint) | ({} if config is None else _nested(read_json(config))))
+        settings = read_blip_config(_merged(_beside(checkpoint), {} if config is None else _nested(read_json(config))))
         network = load_blip(checkpoint, settings, device, dtype)
         head = load_head(checkpoint, "mlp.layers.", device=device, dtype=dtype, ignored=(r"blip\..*",))
         rows, positions = len(network.text.embedding.weight), len(network.text.positions)
@@ -108,8 +108,8 @@ def load_blip(checkpoint: Checkpoint, config: BlipConfig, device: torch.device |
 
 
 def read_blip_config(raw: Mapping[str, object]) -> BlipConfig:
-    """Configuration from {"med_config": ..., "vision": ...}; what is absent keeps the published model's value."""
-    med, vision, default = raw.get("med_config") or {}, raw.get("vision") or {}, BlipConfig()
+    """Configuration from {"med_config": {...}, "vision": {...}}; what is absent keeps the published model's value."""
+    med, vision, default = raw["med_config"], raw["vision"], BlipConfig()
     return BlipConfig(
         vision_heads=int(vision.get("heads", vision.get("num_heads", default.vision_heads))),
         vision_eps=float(vision.get("layer_norm_eps", default.vision_eps)),
@@ -123,7 +123,12 @@ def _beside(checkpoint: Checkpoint) -> dict[str, object]:
     """Configuration files beside the weights; a nested one wins over the published `med_config.json`."""
     path = checkpoint.path.with_name(MED_CONFIG)
     published = {"med_config": read_json(path)} if path.is_file() else {}
-    return published | _nested(read_json_beside(checkpoint.path, ("config.json",)))
+    return _merged(published, _nested(read_json_beside(checkpoint.path, ("config.json",))))
+
+
+def _merged(base: dict[str, object], over: dict[str, object]) -> dict[str, object]:
+    """Both sections of `base`, entry by entry replaced by those of `over`."""
+    return {section: {**(base.get(section) or {}), **(over.get(section) or {})} for section in ("med_config", "vision")}
 
 
 def _nested(raw: dict[str, object]) -> dict[str, object]:

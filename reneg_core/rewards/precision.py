@@ -31,12 +31,12 @@ class _Rescaled(torch.autograd.Function):
         with torch.enable_grad():
             ctx.pixels = pixels.detach().requires_grad_()
             ctx.outputs = network(ctx.pixels)
-        return ctx.outputs.detach()
+        return at_least_float32(ctx.outputs.detach())
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
         size = gradient.flatten(1).abs().amax(1) if gradient.ndim > 1 else gradient.abs()
         size = torch.where(size > 0, size, torch.ones_like(size)) / GRADIENT_SCALE
-        scaled = gradient / size.view(-1, *[1] * (gradient.ndim - 1))
+        scaled = (gradient / size.view(-1, *[1] * (gradient.ndim - 1))).to(ctx.outputs.dtype)
         (inner,) = torch.autograd.grad(ctx.outputs, ctx.pixels, scaled)
         return inner * size.view(-1, 1, 1, 1).to(inner.dtype), None

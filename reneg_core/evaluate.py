@@ -20,7 +20,7 @@ from .statistics import Estimate, estimate, wins
 Measure = Callable[[Tensor, list[str]], Tensor]
 """Images ``[B,3,H,W]`` in [0,1] and B prompts to ``[B]`` numbers, higher is better: a reward's ``score``, for one."""
 
-RESERVED = ("win_rate", "pairs", "prompts", "seeds", "settings", "versions", "scores", "labels", "confidence")
+RESERVED = ("win_rate", "pairs", "prompts", "seeds", "settings", "versions", "scores", "labels", "confidence", "run")
 """Keys of the JSON form that no mode may be called."""
 
 

@@ -259,7 +259,7 @@ def _draw_rate(axes: Any, steps: Sequence[Mapping[str, Any]]) -> None:
     axes.plot(x, y, color=FAINT, linewidth=1.2)
     axes.set_ylim(0, 1.15 * max(y, default=0) or 1)
     axes.locator_params(axis="x", integer=True)
-    _dress(axes, "learning\nrate")
+    _dress(axes, "learning rate")
 
 
 def comparison(evaluation: "Evaluation") -> "Image":
@@ -339,7 +339,8 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _dress(axes: Any, label: str) -> None:
-    axes.set_ylabel(label, fontsize=10, color=INK)
+    length = axes.get_position().height * axes.figure.get_figheight() * 72
+    axes.set_ylabel("\n".join(wrap(label, round(length), 10)), fontsize=10, color=INK)
     axes.tick_params(labelsize=9, colors=FAINT, labelcolor=INK)
     axes.grid(color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)

@@ -51,8 +51,12 @@ def estimate(values: ArrayLike, *, confidence: float = 0.95, resamples: int = RE
 
 
 def decimals(estimates: Iterable[Estimate]) -> int:
-    """Decimal places, 0 to 6, that show two significant digits of the narrowest interval's half-width (3 without)."""
-    widths = [(e.interval[1] - e.interval[0]) / 2 for e in estimates if e.interval and e.interval[1] > e.interval[0]]
+    """Decimal places, 0 to 6, that show two significant digits of the narrowest interval's half-width.
+
+    Intervals of rounding size count as none; 3 places without any.
+    """
+    widths = [(e.interval[1] - e.interval[0]) / 2 for e in estimates if e.interval]
+    widths = [width for width in widths if width > 1e-9]
     return min(6, max(0, 1 - math.floor(math.log10(min(widths))))) if widths else 3
 
 

@@ -1,0 +1,28 @@
+# make demo   set up and watch a negative embedding being learned (leaves demo-output/)
+# make test   set up and run the tests
+# make lint   style and format checks
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint clean
+
+demo: $(READY)
+	$(BIN)/python -m reneg_core demo --output demo-output
+	@echo "Open demo-output/report.html; the pictures are demo-output/grid.png and demo-output/curve.png."
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) demo-output

@@ -1,0 +1,147 @@
+"""One training step against the plainly written version of the same recipe, on the same weights.
+
+    python benchmarks/training_step.py [--model tiny|FOLDER] [--batch 16] [--repeat 7]
+
+Plain: batched CFG, the graph kept for both branches of the last step, no checkpointing. Ours: the graph for the
+negative branch only; optionally activation checkpointing; optionally several gradient points per rollout.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from measure import in_turn, peak_bytes, publish, table
+from torch import Tensor
+
+from reneg_core.backends import load_model
+from reneg_core.guidance import Guidance, cfg
+from reneg_core.model import Conditioning, concat
+from reneg_core.rewards import load_reward
+from reneg_core.sampling import State, advance, guided_denoise
+from reneg_core.training import Rollout, reward_gradient
+
+POINT, POINTS, SCALE, STEPS = 24, 4, 5.0, 30
+
+
+class Setting:
+    """Inputs that every variant shares."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.model = load_model(args.model)
+        self.reward = load_reward(args.reward, weights=args.weights, device=self.model.device)
+        self.prompts = ["a red circle on a blue background"] * args.batch
+        self.positive = self.model.encode(self.prompts)
+        self.negative = self.model.encode([""])
+        self.noise = self.model.noise(range(args.batch), args.size, args.size)
+        self.rollout = Rollout(self.model.sigmas(STEPS), Guidance(SCALE))
+        with torch.no_grad():
+            self.x = self.roll()
+
+    def roll(self) -> Tensor:
+        """The states before the gradient point, without gradient: the same in every variant."""
+        state = State(self.model.start(self.noise, self.rollout.sigmas[0]))
+        for index in range(POINT):
+            sigma = self.rollout.sigmas[index]
+            x0 = guided_denoise(self.model, state.x, sigma, self.positive, self.negative, self.rollout.guidance)
+            state = advance(state, x0, self.rollout.sigmas, "euler")
+        return state.x
+
+    def leaf(self) -> Tensor:
+        return self.negative.tokens.clone().requires_grad_()
+
+    def plain_x0(self, leaf: Tensor) -> Tensor:
+        batch, sigma = len(self.noise), self.rollout.sigmas[POINT]
+        both = concat(self.positive, Conditioning(leaf.expand(batch, -1, -1)))
+        positive, negative = self.model.denoise(torch.cat([self.x, self.x]), sigma, both).chunk(2)
+        return cfg(positive, negative, SCALE)
+
+    def our_x0(self, leaf: Tensor) -> Tensor:
+        batch, sigma = len(self.noise), self.rollout.sigmas[POINT]
+        with torch.no_grad():
+            positive = self.model.denoise(self.x, sigma, self.positive)
+        return cfg(positive, self.model.denoise(self.x, sigma, Conditioning(leaf.expand(batch, -1, -1))), SCALE)
+
+    def unet_part(self, x0_of: Callable[[Tensor], Tensor]) -> None:
+        leaf = self.leaf()
+        x0 = x0_of(leaf)
+        torch.autograd.grad(x0, leaf, torch.ones_like(x0))
+
+    def gradient_part(self, x0_of: Callable[[Tensor], Tensor], checkpoint_reward: bool = False) -> Tensor:
+        leaf = self.leaf()
+        images = self.model.decode(x0_of(leaf))
+        if checkpoint_reward:
+            from torch.utils.checkpoint import checkpoint
+
+            scores = checkpoint(self.reward.score, images, self.prompts, use_reentrant=False)
+        else:
+            scores = self.reward.score(images, self.prompts)
+        return torch.autograd.grad(scores.sum(), leaf)[0]
+
+    def plain_step(self) -> Tensor:
+        with torch.no_grad():
+            self.roll()
+        return self.gradient_part(self.plain_x0)
+
+    def our_step(self, points: list[int]) -> Tensor:
+        return reward_gradient(
+            self.model, self.reward, self.prompts, self.positive, self.negative, self.noise, self.rollout, points
+        ).tokens
+
+    def light_part(self) -> Tensor:
+        """Our gradient part with activation checkpointing of denoiser, decoder and reward."""
+        self.model.checkpointing(True)
+        try:
+            return self.gradient_part(self.our_x0, checkpoint_reward=True)
+        finally:
+            self.model.checkpointing(False)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--reward", default="tiny")
+    parser.add_argument("--weights", default=None)
+    parser.add_argument("--size", type=int, default=None, help="pixels")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--repeat", type=int, default=7)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    s = Setting(args)
+    points = [6, 12, 18, POINT]
+    works = {
+        "UNet part, plain": lambda: s.unet_part(s.plain_x0),
+        "UNet part, ours": lambda: s.unet_part(s.our_x0),
+        "gradient part, plain": lambda: s.gradient_part(s.plain_x0),
+        "gradient part, ours": lambda: s.gradient_part(s.our_x0),
+        "gradient part, ours checkpointed": s.light_part,
+        "rollout": torch.no_grad()(s.roll),
+        "whole step, plain": s.plain_step,
+        "whole step, ours": lambda: s.our_step([POINT]),
+        f"whole step, ours, {POINTS} points": lambda: s.our_step(points),
+    }
+    plain, ours = s.plain_step(), s.our_step([POINT])
+    agreement = torch.nn.functional.cosine_similarity(plain.flatten(), ours.flatten(), dim=0).item()
+    times = in_turn(works, args.repeat)
+    memory = {name: peak_bytes(work) / 2**20 for name, work in works.items()}
+    print(table([(name, f"{times[name]:.3f}", f"{memory[name]:.1f}") for name in works], ("part", "s", "peak MiB")))
+    ratios = {
+        "unet_time": times["UNet part, ours"] / times["UNet part, plain"],
+        "unet_memory": memory["UNet part, ours"] / memory["UNet part, plain"],
+        "gradient_part_memory_checkpointed": memory["gradient part, ours checkpointed"]
+        / memory["gradient part, plain"],
+        "whole_time": times["whole step, ours"] / times["whole step, plain"],
+        "time_per_gradient": times[f"whole step, ours, {POINTS} points"] / POINTS / times["whole step, ours"],
+    }
+    print(table([(name, f"{value:.3f}") for name, value in ratios.items()], ("ours / plain", "")))
+    setting = {"model": args.model, "batch": args.batch, "point": POINT, "points": points, "gradient_cosine": agreement}
+    publish(
+        f"training_step_{args.model.rstrip('/').split('/')[-1]}",
+        {**setting, "seconds": times, "peak_mib": memory, "ratios": ratios},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""``reneg adapt``: a negative embedding for each prompt, starting from a global one."""
+
+import argparse
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..embedding import atomic_write, load_embedding
+from ..rewards import load_reward
+from ..training import AdaptConfig, AdaptResult, adapt
+from .common import add_model_options, graceful_stop, load_model_of, read_prompts
+
+DESCRIPTION = """\
+Adapt a global embedding to single (prompt, seed) pairs: at most 10 steps each, the best is kept, so that no pair ends
+below its start by the reward. Writes an embedding and a picture per pair and adapted.json with the rewards.
+
+  reneg adapt --embedding runs/tiny/negative.safetensors --output runs/adapted
+  reneg adapt --model sd15/ --embedding e.safetensors --prompts p.txt --reward hpsv2.1 --weights WEIGHTS.pt
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "adapt",
+        help="adapt an embedding to single prompts",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_options(parser)
+    parser.add_argument("--embedding", required=True, metavar="FILE", help="where each adaptation starts")
+    parser.add_argument("--prompt", action="append", default=[], help="repeat for several")
+    parser.add_argument("--prompts", default="", metavar="FILE", help="text file with one prompt per line")
+    parser.add_argument("--seed", type=int, default=42, help="the noise of every pair (%(default)s)")
+    parser.add_argument("--reward", default="tiny", help="name or mix (%(default)s)")
+    parser.add_argument("--weights", default=None, help="the reward's weights: file or folder")
+    parser.add_argument("--output", default="runs/adapted", help="folder (%(default)s)")
+    settings = " ".join(f"{field.name}={field.default!r}" for field in fields(AdaptConfig))
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=f"settings: {settings}")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Adapt, write the results, print a line per pair."""
+    from ..training.run_config import parse_override
+
+    start = load_embedding(args.embedding)
+    config = AdaptConfig.from_mapping(dict(parse_override(text) for text in args.set))
+    prompts = args.prompt or read_prompts(args.prompts, "test", args.model)
+    model = load_model_of(args)
+    reward = load_reward(args.reward, weights=args.weights, device=model.device)
+    from tqdm import tqdm
+
+    with tqdm(total=len(prompts), unit="pair", desc="adapting") as bar, graceful_stop() as should_stop:
+        seeds = [args.seed] * len(prompts)
+        result = adapt(model, reward, prompts, seeds, start, config, progress=bar.update, should_stop=should_stop)
+    _write(Path(args.output), prompts, args.seed, result, start)
+    return 0
+
+
+def _write(folder: Path, prompts: list[str], seed: int, result: AdaptResult, start: Any) -> None:
+    from ..plots import to_image
+
+    rows = []
+    for index, prompt in enumerate(prompts):
+        name = f"{index:05d}"
+        result.embedding(index, start).save(folder / f"{name}.safetensors", overwrite=True)
+        to_image(result.images[index]).save(folder / f"{name}.png")
+        before, after, step = (v[index].item() for v in (result.start_rewards, result.rewards, result.steps))
+        rows.append({"file": name, "prompt": prompt, "seed": seed, "start": before, "reward": after, "step": step})
+        print(f"{name}  {before:8.4f} -> {after:8.4f}  step {step:2d}  {prompt}")
+    atomic_write(folder / "adapted.json", json.dumps(rows, indent=1).encode())

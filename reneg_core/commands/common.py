@@ -1,0 +1,168 @@
+"""What several subcommands share: options, prompt files, progress bars, stopping cleanly."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch import Tensor
+
+from ..model import DiffusionModel
+
+HANDCRAFTED = (
+    "distorted, ugly, blurry, low resolution, low quality, bad, deformed, disgusting, Overexposed, Simple background, "
+    "Plain background, Grainy, Underexposed, too dark, too bright, too low contrast, too high contrast, Broken, "
+    "Macabre, artifacts, oversaturated"
+)
+"""The handcrafted negative prompt that the published inference script compares with."""
+
+
+def add_model_options(parser: argparse.ArgumentParser, model: str = "tiny", dtype: str = "auto") -> None:
+    """--model, --model-config, --device, --dtype."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", default=model, help="tiny, a pipeline folder, a .safetensors file or a hub id (%(default)s)"
+    )
+    group.add_argument(
+        "--model-config",
+        default=None,
+        metavar="FOLDER",
+        help="for a single file: pipeline folder with its configuration",
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (%(default)s)")
+    group.add_argument(
+        "--dtype", default=dtype, help="auto, fp32, bf16, fp16; auto is bf16 on CUDA, else fp32 (%(default)s)"
+    )
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """--steps, --guidance-scale, --solver, --height, --width, --batch-size."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--steps", type=int, default=30, help="sampling steps (%(default)s)")
+    group.add_argument("--guidance-scale", type=float, default=None, help="CFG scale (7.5; the tiny world: 5)")
+    group.add_argument("--solver", default="euler", help="euler (= DDIM) or dpmpp_2m (%(default)s)")
+    group.add_argument("--height", type=int, default=None, help="pixels (the model's own)")
+    group.add_argument("--width", type=int, default=None, help="pixels (the model's own)")
+    group.add_argument("--batch-size", type=int, default=None, help="pictures at once (4; the tiny world: 64)")
+
+
+def resolve_sampling(args: argparse.Namespace) -> None:
+    """Fill in the defaults that depend on the model."""
+    tiny = args.model == "tiny"
+    if args.guidance_scale is None:
+        args.guidance_scale = 5.0 if tiny else 7.5
+    if args.batch_size is None:
+        args.batch_size = 64 if tiny else 4
+
+
+def load_model_of(args: argparse.Namespace) -> DiffusionModel:
+    """The model that the options name."""
+    from ..backends import load_model
+
+    return load_model(args.model, device=args.device, dtype=args.dtype, config=args.model_config)
+
+
+def read_prompts(source: str, split: str, model: str) -> list[str]:
+    """Prompts from a text file, one per line, or the tiny world's own for an empty ``source``.
+
+    split: ``train``, ``validation`` or ``test``. Errors: FileNotFoundError, ValueError for none.
+    """
+    if not source:
+        if model != "tiny":
+            raise ValueError("Got no prompt file, expected one: a text file with one prompt per line.")
+        from .. import tiny
+
+        return getattr(tiny, f"{split}_prompts")()
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"No prompt file at {path}. Expected a text file with one prompt per line.")
+    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"Got the empty prompt file {path}, expected one prompt per line.")
+    return prompts
+
+
+def independent_measure(model: str) -> dict[str, Callable[[Tensor, list[str]], Tensor]]:
+    """The tiny world's analytic measure under the name ``independent``; other models have none."""
+    if model != "tiny":
+        return {}
+    from ..tiny import measure
+
+    return {"independent": measure}
+
+
+@contextmanager
+def graceful_stop() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into an answer of the yielded function; a second one interrupts at once."""
+    asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        print("\nStopping after this micro-batch; once more to quit at once.", file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class ProgressObserver:
+    """A tqdm bar with reward, time left and memory; preview grids in ``directory/previews``; TensorBoard if asked."""
+
+    def __init__(self, total: int, start: int, directory: Path, tensorboard: bool = False, quiet: bool = False) -> None:
+        from tqdm import tqdm
+
+        self.directory = directory
+        self.bar = tqdm(total=total, initial=start, unit="step", desc="learning", disable=quiet, mininterval=0.5)
+        self.shown: dict[str, str] = {}
+        self.writer = _tensorboard(directory) if tensorboard and not quiet else None
+        self.quiet = quiet
+
+    def on_step(self, record: dict[str, Any]) -> None:
+        self.shown |= {"reward": f"{record['reward']:.3f}", "MiB": str(record["memory_mib"])}
+        self.bar.set_postfix(self.shown, refresh=False)
+        self.bar.update(record["step"] - self.bar.n)
+        self._log(record)
+
+    def on_validation(self, record: dict[str, Any], images: Tensor, prompts: list[str]) -> None:
+        self.shown["validation"] = f"{record['reward']:.3f}" + ("*" if record["best"] else "")
+        if self.quiet:
+            return
+        from ..plots import grid
+
+        folder = self.directory / "previews"
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [[image] for image in images]
+        picture = grid(rows, row_labels=prompts, column_labels=[f"step {record['step']}"])
+        picture.save(folder / f"step-{record['step']:06d}.png")
+        self._log(record)
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.writer:
+            self.writer.close()
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self.writer:
+            for name in ("reward", "watch", "learning_rate", "gradient_norm", "distance"):
+                if record.get(name) is not None:
+                    self.writer.add_scalar(f"{record['event']}/{name}", record[name], record["step"])
+
+
+def _tensorboard(directory: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "tensorboard=true needs the package tensorboard. Try: pip install tensorboard, or tensorboard=false."
+        ) from error
+    return SummaryWriter(directory / "tensorboard")

@@ -1,0 +1,149 @@
+"""``reneg evaluate``: compare negatives on the same prompts and the same noise, with intervals and a report."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..embedding import NegativeEmbedding, load_embedding
+from ..evaluate import Evaluation, Mode, evaluate
+from ..model import Conditioning, DiffusionModel
+from ..report import headline, write_report
+from ..rewards import Reward, load_reward
+from ..training import AdaptConfig, adapt
+from .common import (
+    HANDCRAFTED,
+    add_model_options,
+    add_sampling_options,
+    independent_measure,
+    load_model_of,
+    read_prompts,
+    resolve_sampling,
+)
+
+DESCRIPTION = """\
+Sample every prompt with every seed once per mode from the same noise, score the pictures, and write report.html,
+report.json and grid.png. Intervals are 95 % bootstrap intervals over prompts.
+
+  modes: none (empty prompt), text (--negative-prompt), embedding (--embedding), adapted (per pair from the embedding)
+
+  reneg evaluate --embedding runs/tiny/negative.safetensors
+  reneg evaluate --model sd15/ --embedding sd1.5_reneg_emb.bin --prompts p.txt --reward hpsv2.1 \\
+                 --weights HPS_v2.1_compressed.pt --measure image_reward
+"""
+MODES = ("none", "text", "embedding", "adapted")
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="compare negatives, write a report",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_options(parser)
+    add_sampling_options(parser)
+    parser.add_argument("--embedding", default="", metavar="FILE")
+    parser.add_argument("--negative-prompt", default=None, help="for the mode text (a handcrafted one)")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=None, help="all that the other options allow")
+    parser.add_argument("--prompts", default="", metavar="FILE", help="one prompt per line (the tiny world's test set)")
+    parser.add_argument("--seeds", type=int, default=4, help="noise seeds per prompt (%(default)s)")
+    parser.add_argument("--reward", default="tiny", help="judge, and what adapted climbs; name or mix (%(default)s)")
+    parser.add_argument("--weights", default=None, help="the reward's weights: file or folder")
+    parser.add_argument("--measure", action="append", default=[], metavar="REWARD", help="a further judge; repeat")
+    parser.add_argument("--pictures", type=int, default=8, help="rows of the grid (%(default)s)")
+    parser.add_argument("--output", default="runs/evaluation", help="folder (%(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print the headline and the report's path."""
+    resolve_sampling(args)
+    modes = chosen_modes(args.modes, args.embedding)
+    prompts = read_prompts(args.prompts, "test", args.model)
+    embedding = load_embedding(args.embedding) if args.embedding else None
+    model = load_model_of(args)
+    reward = load_reward(args.reward, weights=args.weights, device=model.device)
+    others = {name: load_reward(name, device=model.device).score for name in args.measure}
+    text = handwritten(args.model) if args.negative_prompt is None else args.negative_prompt
+    adapting = AdaptConfig(
+        guidance_scale=args.guidance_scale, sampling_steps=args.steps, solver=args.solver, height=args.height,
+        width=args.width, micro_batch=args.batch_size,
+    )  # fmt: skip
+    evaluation = compare(
+        model, reward, prompts, range(args.seeds), modes, embedding, text, adapting,
+        steps=args.steps, measures={**others, **independent_measure(args.model)}, pictures=args.pictures,
+    )  # fmt: skip
+    print(headline(evaluation))
+    print(write_report(args.output, evaluation, embedding=embedding))
+    return 0
+
+
+def chosen_modes(asked: Sequence[str] | None, embedding: str) -> list[str]:
+    """The modes asked for, or all that are possible; ValueError when an embedding is missing."""
+    needed = {"embedding", "adapted"} & set(asked or ())
+    if needed and not embedding:
+        raise ValueError(f"The mode {sorted(needed)[0]} needs --embedding FILE.")
+    return list(asked or (MODES if embedding else MODES[:2]))
+
+
+def handwritten(model: str) -> str:
+    """The handwritten negative prompt to compare with: the tiny world's best, else the published handcrafted one."""
+    if model != "tiny":
+        return HANDCRAFTED
+    from ..tiny import HANDWRITTEN_NEGATIVE
+
+    return HANDWRITTEN_NEGATIVE
+
+
+def compare(
+    model: DiffusionModel,
+    reward: Reward,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    modes: Sequence[str],
+    embedding: NegativeEmbedding | None,
+    text: str,
+    adapting: AdaptConfig,
+    *,
+    steps: int,
+    measures: dict[str, Callable[..., Any]],
+    pictures: int = 8,
+) -> Evaluation:
+    """Evaluate ``modes`` by the reward and the other measures; ``adapted`` adapts every pair first."""
+    if embedding:
+        embedding.require(model.family, model.width, model.max_tokens)
+    negatives: dict[str, Callable[[], Conditioning]] = {
+        "none": lambda: model.encode([""]),
+        "text": lambda: model.encode([text]),
+        "embedding": lambda: embedding.conditioning(),
+        "adapted": lambda: _adapted(model, reward, prompts, seeds, embedding, adapting),
+    }
+    labels = {"none": "empty prompt", "text": f"“{text}”", "embedding": "learned", "adapted": "learned + adapted"}
+    chosen = {name: Mode(negatives[name](), labels[name]) for name in modes}
+    from tqdm import tqdm
+
+    with tqdm(total=len(prompts) * len(seeds) * len(modes), unit="picture", desc="judging") as bar:
+        return evaluate(
+            model, prompts, seeds, chosen, {"reward": reward.score, **measures},
+            guidance_scale=adapting.guidance_scale, steps=steps, batch_size=adapting.micro_batch,
+            solver=adapting.solver if steps == adapting.sampling_steps else "euler",
+            height=adapting.height, width=adapting.width, pictures=pictures,
+            measure_labels={"reward": f"reward {reward.name}", "independent": "independent measure"},
+            progress=lambda done, total: bar.update(done - bar.n),
+        )  # fmt: skip
+
+
+def _adapted(
+    model: DiffusionModel,
+    reward: Reward,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    embedding: NegativeEmbedding,
+    config: AdaptConfig,
+) -> Conditioning:
+    from tqdm import tqdm
+
+    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    with tqdm(total=len(pairs), unit="pair", desc="adapting") as bar:
+        result = adapt(model, reward, *zip(*pairs, strict=True), embedding, config, progress=bar.update)
+    return result.negatives

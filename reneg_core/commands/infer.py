@@ -1,0 +1,101 @@
+"""``reneg infer``: make pictures with a learned, a written or no negative."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..embedding import load_embedding
+from ..guidance import Guidance, strengthen
+from ..model import Conditioning, DiffusionModel
+from ..sampling import sample
+from .common import (
+    HANDCRAFTED,
+    add_model_options,
+    add_sampling_options,
+    load_model_of,
+    read_prompts,
+    resolve_sampling,
+)
+
+DESCRIPTION = """\
+Make pictures. --prompt-type says what stands in the negative branch:
+  neg_emb      the embedding of --neg-embedding
+  neg_prompt   the text of --negative-prompt (default: the handcrafted one that ReNeg is compared with)
+  only_pos     the empty prompt
+
+  reneg infer --model sd15/ --neg-embedding sd1.5_reneg_emb.bin --prompt "a red fox in the snow"
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "infer", help="make pictures", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_options(parser, dtype="fp32")
+    add_sampling_options(parser)
+    parser.add_argument("--prompt", action="append", default=[], help="repeat for several")
+    parser.add_argument("--prompts", default="", metavar="FILE", help="text file with one prompt per line")
+    parser.add_argument("--prompt-type", choices=("neg_emb", "neg_prompt", "only_pos"), default="neg_emb")
+    parser.add_argument("--neg-embedding", "--neg-emb", default="", metavar="FILE", help="for neg_emb")
+    parser.add_argument("--negative-prompt", default=HANDCRAFTED, help="for neg_prompt")
+    parser.add_argument(
+        "--strength", type=float, default=1.0, help="embedding against the empty prompt: 0 none, 1 full"
+    )
+    parser.add_argument("--seed", type=int, default=42, help="of the first picture; the next count up (%(default)s)")
+    parser.add_argument("--images-per-prompt", type=int, default=1)
+    parser.add_argument("--output", default="pictures", help="folder (%(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write one PNG per picture, with its settings in the file, and print their paths."""
+    resolve_sampling(args)
+    prompts = args.prompt or read_prompts(args.prompts, "test", args.model)
+    if args.prompt_type == "neg_emb" and not args.neg_embedding:
+        raise ValueError("--prompt-type neg_emb needs --neg-embedding FILE. Try that, or neg_prompt, or only_pos.")
+    embedding = load_embedding(args.neg_embedding) if args.prompt_type == "neg_emb" else None
+    model = load_model_of(args)
+    if embedding:
+        embedding.require(model.family, model.width, model.max_tokens)
+    jobs = [(p, args.seed + i) for i, p in enumerate(p for p in prompts for _ in range(args.images_per_prompt))]
+    for path in model.run(lambda prepared: _draw(prepared, jobs, embedding, args)):
+        print(path)
+    return 0
+
+
+def negative_of(model: DiffusionModel, embedding: Any, args: argparse.Namespace) -> Conditioning:
+    """The negative branch's conditioning, one row."""
+    null = model.encode([""])
+    if embedding:
+        tokens = embedding.conditioning().to(model.device).tokens
+        if args.strength == 1:
+            return Conditioning(tokens)
+        return Conditioning(strengthen(null.tokens, tokens, args.strength))
+    return model.encode([args.negative_prompt]) if args.prompt_type == "neg_prompt" else null
+
+
+@torch.no_grad()
+def _draw(model: DiffusionModel, jobs: list[tuple[str, int]], embedding: Any, args: argparse.Namespace) -> list[Path]:
+    from PIL.PngImagePlugin import PngInfo
+
+    from ..plots import to_image
+
+    negative, sigmas, paths = negative_of(model, embedding, args), model.sigmas(args.steps), []
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    for first in range(0, len(jobs), args.batch_size):
+        prompts, seeds = zip(*jobs[first : first + args.batch_size], strict=True)
+        noise = model.noise(seeds, args.height, args.width)
+        guidance = Guidance(args.guidance_scale)
+        latents = sample(model, model.encode(prompts), negative, noise, sigmas, guidance, solver=args.solver)
+        for offset, image in enumerate(model.decode(latents)):
+            info = PngInfo()
+            settings = {name: getattr(args, name) for name in ("model", "prompt_type", "neg_embedding", "steps")}
+            settings |= {"guidance_scale": args.guidance_scale, "prompt": prompts[offset], "seed": seeds[offset]}
+            info.add_text("reneg", json.dumps(settings))
+            paths.append(folder / f"{first + offset:05d}-{args.prompt_type}-seed{seeds[offset]}.png")
+            to_image(image).save(paths[-1], pnginfo=info)
+    return paths

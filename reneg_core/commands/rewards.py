@@ -1,0 +1,58 @@
+"""``reneg rewards``: which rewards there are, and what each still needs."""
+
+import argparse
+import json
+from typing import Any
+
+from ..rewards import available_rewards
+
+DESCRIPTION = """\
+List the rewards with the state of their files: found (and where) or missing (and where they are published).
+
+  reneg rewards
+  reneg rewards --search-dir ComfyUI/models/reward_models --format json
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "rewards", help="list rewards", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--search-dir", action="append", default=[], help="where to look for weights (repeat)")
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one block per reward."""
+    rows = [describe(name, args.search_dir) for name in available_rewards()]
+    print(json.dumps(rows, indent=2) if args.format == "json" else "\n".join(map(as_text, rows)))
+    return 0
+
+
+def describe(name: str, search_dirs: list[str]) -> dict[str, Any]:
+    """Name, summary, statistics, and the files of a reward: found paths and what is missing."""
+    from ..rewards.registry import reward_class_of
+    from ..rewards.weights import Source, find_beside
+
+    cls, source = reward_class_of(name), Source.of(None, search_dirs)
+    found, missing = {}, []
+    for file in cls.published_files:
+        path = find_beside(file, source)
+        if path is None:
+            missing.append({"file": file.name, "page": file.page, "bytes": file.size or None})
+        else:
+            found[file.name] = str(path)
+    stats = {"mean": cls.statistics.mean, "std": cls.statistics.std, "source": cls.statistics.source}
+    return {"name": name, "summary": available_rewards()[name].summary, "ready": not missing, "found": found,
+            "missing": missing, "needs_prompt": cls.needs_prompt, "statistics": stats}
+
+
+def as_text(row: dict[str, Any]) -> str:
+    """A line for the reward and one for each of its files."""
+    lines = [f"{row['name']:<22} {'ready' if row['ready'] else 'missing files':<14} {row['summary']}"]
+    lines += [f"    found   {name}: {path}" for name, path in row["found"].items()]
+    for entry in row["missing"]:
+        size = f" (about {entry['bytes'] / 1e9:.3g} GB)" if entry["bytes"] else ""
+        lines.append(f"    missing {entry['file']}: {entry['page']}{size}")
+    return "\n".join(lines)

@@ -1,0 +1,144 @@
+"""``reneg score``: what rewards say about picture files."""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..score import ScoredImage, find_images, load_rewards, prompts_for, score_files
+
+DESCRIPTION = """\
+Score pictures with reward models. Higher is better; a mix is standardised part by part.
+
+  reneg score --reward image_reward --weights models/ImageReward --prompt "a red fox" picture.png
+  reneg score --reward hpsv2.1 --reward aesthetic --sort aesthetic --top 10 --format csv output/
+  reneg score --reward "hpsv2.1*1.0 + image_reward*0.5" --write-metadata output/*.png
+
+Without --prompt and --prompts each picture's own metadata is read (ComfyUI, A1111, reneg).
+"""
+DTYPES = ("fp32", "bf16", "fp16")
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "score", help="score pictures", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files or folders")
+    parser.add_argument("--reward", action="append", required=True, metavar="SPEC",
+                        help="name, mix or python file; repeat for several (see: reneg rewards)")
+    parser.add_argument("--prompt", help="the same prompt for every picture")
+    parser.add_argument("--prompts", type=Path, metavar="FILE",
+                        help="one prompt per line in the order of the pictures, or JSON: file name to prompt")
+    add_weight_options(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the networks (%(default)s)")
+    parser.add_argument("--preprocess", choices=("exact", "smooth"), help="default: exact, as published")
+    parser.add_argument("--batch-size", type=int, default=16, help="pictures of one size at once (%(default)s)")
+    parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    parser.add_argument("--sort", metavar="NAME", nargs="?", const="", help="best first, by this column or the first")
+    parser.add_argument("--top", type=int, metavar="K", help="only the best K (implies --sort)")
+    parser.add_argument("--write-metadata", action="store_true", help="store the scores in the PNG files")
+    parser.set_defaults(run=run)
+
+
+def add_weight_options(parser: argparse.ArgumentParser) -> None:
+    """--weights, --config, --vocab, --merges, --search-dir, --download."""
+    group = parser.add_argument_group("weights")
+    group.add_argument("--weights", action="append", default=[], metavar="[NAME=]PATH",
+                       help="file or folder in the published layout; NAME= for one of several rewards")
+    group.add_argument("--config", type=Path, help="configuration JSON, if it is not beside the weights")
+    group.add_argument("--vocab", help="vocabulary file, folder or hub id, if it is not beside the weights")
+    group.add_argument("--merges", help="merges.txt that belongs to --vocab")
+    group.add_argument("--search-dir", action="append", default=[], help="where to look for weights (repeat)")
+    group.add_argument("--download", action="store_true", help="fetch missing files from their publisher")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the scores of all pictures."""
+    from ..picture_metadata import check_png, write_scores
+
+    paths = find_images(args.images)
+    if args.write_metadata:
+        for path in paths:
+            check_png(path)
+    prompts = prompts_for(paths, args.prompt, args.prompts)
+    reward = load_rewards(args.reward, **reward_options(args))
+    results = _with_progress(args, reward, paths, prompts)
+    if args.write_metadata:
+        for result in results:
+            write_scores(result.image, result.scores)
+    print({"table": as_table, "csv": as_csv, "json": as_json}[args.format](select(results, args.sort, args.top)))
+    return 0
+
+
+def reward_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments for `load_reward` from the command line; what was not given is left out."""
+    import torch
+
+    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.dtype]
+    given = {name: getattr(args, name) for name in ("config", "vocab", "merges", "preprocess")}
+    given |= {"search_dirs": args.search_dir, "download": args.download, "weights": weights_of(args.weights)}
+    return {"device": device, "dtype": dtype, **{name: value for name, value in given.items() if value}}
+
+
+def weights_of(entries: Sequence[str]) -> str | dict[str, str] | None:
+    """["PATH"] as the path, ["NAME=PATH", ...] as a mapping; raises ValueError for a mixture."""
+    named = dict(entry.split("=", 1) for entry in entries if "=" in entry and not Path(entry).exists())
+    if not entries or len(named) == len(entries):
+        return named or None
+    if len(entries) > 1:
+        raise ValueError(f"--weights: got {', '.join(entries)}; expected one path, or NAME=PATH for each reward")
+    return entries[0]
+
+
+def select(results: Sequence[ScoredImage], sort: str | None, top: int | None) -> list[ScoredImage]:
+    """Best first by column `sort` (empty: the first column) and cut to `top`; in the given order if neither is set."""
+    if top is not None and top < 1:
+        raise ValueError(f"--top: got {top}, expected at least 1")
+    if sort is None and top is None:
+        return list(results)
+    names = list(results[0].scores)
+    if sort and sort not in names:
+        raise ValueError(f"--sort: got {sort!r}, expected one of {', '.join(names)}")
+    return sorted(results, key=lambda result: -result.scores[sort or names[0]])[:top]
+
+
+def as_json(results: Sequence[ScoredImage]) -> str:
+    """A list of objects, one per picture."""
+    rows = [{"image": str(r.image), "prompt": r.prompt, "score": r.score, "scores": r.scores,
+             "truncated": r.truncated} for r in results]
+    return json.dumps(rows, indent=2, ensure_ascii=False)
+
+
+def as_csv(results: Sequence[ScoredImage]) -> str:
+    """A header and one line per picture."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["image", *results[0].scores, "truncated", "prompt"])
+    writer.writerows([r.image, *r.scores.values(), r.truncated, r.prompt] for r in results)
+    return stream.getvalue().rstrip("\n")
+
+
+def as_table(results: Sequence[ScoredImage]) -> str:
+    """Aligned columns; a star marks prompts that a text encoder cut."""
+    names = list(results[0].scores)
+    width = max(len(str(r.image)) for r in results)
+    lines = ["  ".join([f"{'image':<{width}}", *(f"{name:>10}" for name in names), "prompt"])]
+    for r in results:
+        numbers = [f"{r.scores[name]:>{max(10, len(name))}.4f}" for name in names]
+        lines.append("  ".join([f"{r.image!s:<{width}}", *numbers, ("* " if r.truncated else "") + r.prompt[:60]]))
+    return "\n".join(lines)
+
+
+def _with_progress(args: argparse.Namespace, reward: Any, paths: list[Path],
+                   prompts: list[str | None]) -> list[ScoredImage]:
+    from tqdm import tqdm
+
+    with tqdm(total=len(paths), unit="picture", disable=not sys.stderr.isatty()) as bar:
+        return score_files(reward, paths, prompts, batch_size=args.batch_size, side_by_side=len(args.reward) > 1,
+                           progress=bar.update)

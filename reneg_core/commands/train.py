@@ -1,0 +1,176 @@
+"""``reneg train``: learn a negative embedding."""
+
+import argparse
+import shlex
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..embedding import atomic_write
+from ..guidance import Guidance
+from ..model import DiffusionModel
+from ..rewards import Reward, load_reward
+from ..training import Rollout, Trainer, TrainResult, reward_gradient
+from ..training.run_config import RunConfig, load_run_config, recipe_names
+from ..training.workers import Workers, pick_workers
+from .common import ProgressObserver, graceful_stop, read_prompts
+
+DESCRIPTION = """\
+Learn a negative embedding by gradient ascent on a reward, with guidance inside the training.
+
+Every setting is a name=value pair; --config reads them from a YAML file or a recipe ({recipes}), and pairs on the
+command line come last. Without any, this is the paper's recipe (4000 steps of 64 samples) on the embedded tiny world.
+
+  reneg train --config fast output=runs/tiny
+  reneg train model=sd15/ prompts=prompts.txt reward=hpsv2.1 reward_weights=HPS_v2.1_compressed.pt output=runs/sd15
+  reneg train --config runs/sd15/config.yaml --resume
+  reneg train model=sd15/ prompts=prompts.txt --dry-run
+  accelerate launch --num_processes 8 -m reneg_core train model=sd15/ prompts=prompts.txt output=runs/sd15
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="learn a negative embedding",
+        description=DESCRIPTION.format(recipes=", ".join(recipe_names())) + _settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="name=value", help="settings, see the list above")
+    parser.add_argument("--config", default="", help="YAML file or recipe name")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, estimate memory and time, then stop")
+    parser.set_defaults(run=run)
+
+
+def _settings_help() -> str:
+    lines = [f"  {field.name}={field.default!r}" for field in fields(RunConfig)]
+    return "\nSettings and their defaults (their meaning: docs/recipes.md):\n" + "\n".join(lines) + "\n"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train as the configuration says; exit code 0 when done, 130 when stopped by a signal."""
+    config = load_run_config(args.config, args.overrides)
+    workers = pick_workers(config.device)
+    quiet = workers.rank != 0
+    job = prepare(config, workers)
+    if args.dry_run:
+        return 0 if quiet else report_dry_run(config, job)
+    directory = Path(config.output)
+    observer = ProgressObserver(config.steps, 0, directory, config.tensorboard, quiet)
+    with graceful_stop() as should_stop:
+        trainer = job.trainer(config, workers, observer=observer, should_stop=should_stop, resume=args.resume)
+        if not quiet:
+            atomic_write(directory / "config.yaml", config.to_yaml().encode())
+        try:
+            result = trainer.run()
+        finally:
+            observer.close()
+    if not quiet:
+        report_result(result, directory)
+    return 130 if result.reason == "stopped" else 0
+
+
+class Job:
+    """Model, rewards and prompts of a configuration, loaded and checked."""
+
+    def __init__(
+        self, model: DiffusionModel, reward: Reward, watch: Reward | None, prompts: list[str], held: list[str]
+    ):
+        self.model, self.reward, self.watch, self.prompts, self.validation_prompts = model, reward, watch, prompts, held
+
+    def trainer(self, config: RunConfig, workers: Workers, **options: Any) -> Trainer:
+        return Trainer(
+            self.model, self.reward, self.prompts, self.validation_prompts, config.train_config(), config.output,
+            watch=self.watch, workers=workers, **options,
+        )  # fmt: skip
+
+
+def prepare(config: RunConfig, workers: Workers) -> Job:
+    """Read the prompts first (cheap), then load rewards and model, so that mistakes show before long work."""
+    from ..backends import load_model
+
+    prompts, held = training_prompts(config)
+    device = str(getattr(workers, "device", config.device))
+    model = load_model(config.model, device=device, dtype=config.dtype, config=config.model_config or None)
+    rewards = [
+        load_reward(name, weights=weights or None, device=model.device) if name else None
+        for name, weights in ((config.reward, config.reward_weights), (config.watch, config.watch_weights))
+    ]
+    if rewards[0] is None:
+        raise ValueError("Got no reward, expected a name or a mix. Try `reneg rewards` for what there is.")
+    return Job(model, rewards[0], rewards[1], prompts, held)
+
+
+def training_prompts(config: RunConfig) -> tuple[list[str], list[str]]:
+    """Training and validation prompts; without a validation file every tenth training prompt is held out."""
+    prompts = read_prompts(config.prompts, "train", config.model)
+    if config.validation_prompts or not config.prompts:
+        return prompts, read_prompts(config.validation_prompts, "validation", config.model)
+    if len(prompts) < 10:
+        return prompts, prompts
+    return [p for i, p in enumerate(prompts) if i % 10], prompts[::10]
+
+
+def report_dry_run(config: RunConfig, job: Job) -> int:
+    """One sample through one gradient point: what it keeps in memory and how long it takes, scaled to the recipe."""
+    model, settings = job.model, config.train_config()
+    rollout = Rollout(model.sigmas(config.sampling_steps)[-2:], Guidance(config.guidance_scale))
+    prompt, kept = job.prompts[:1], 0
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += 0 if isinstance(tensor, torch.nn.Parameter) else tensor.nbytes
+        return tensor
+
+    def work(model: DiffusionModel) -> float:
+        noise, positive = model.noise([0], config.height, config.width), model.encode(prompt)
+        negative = model.encode([config.init if not config.init.endswith(".safetensors") else ""])
+        clock = time.monotonic()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            reward_gradient(
+                model, job.reward, prompt, positive, negative, noise, rollout, [0],
+                checkpoint_reward=config.checkpointing,
+            )  # fmt: skip
+        point = time.monotonic() - clock
+        clock = time.monotonic()
+        with torch.no_grad():
+            model.denoise(model.start(noise, rollout.sigmas[0]), rollout.sigmas[0], positive)
+        passes = 2 * settings.gradient_window[1]
+        return config.batch_size * (point * config.points + passes * (time.monotonic() - clock))
+
+    model.checkpointing(config.checkpointing)
+    seconds = model.run(work)
+    weights = _weight_bytes(model, job.reward, job.watch)
+    total = (weights + kept * config.micro_batch) / 2**20
+    print(config.to_yaml())
+    print(f"model {model.name}: {model.family}, width {model.width}, on {model.device}")
+    print(f"prompts: {len(job.prompts)} for training, {len(job.validation_prompts)} for validation")
+    print(f"memory: about {total:,.0f} MiB at micro_batch {config.micro_batch} ({weights / 2**20:,.0f} MiB weights, ")
+    print(f"        {kept / 2**20:,.0f} MiB activations a sample); halved automatically if it does not fit")
+    print(f"time:   at most about {seconds:,.1f} s a step, {seconds * config.steps / 3600:,.1f} h in all")
+    return 0
+
+
+def _weight_bytes(model: DiffusionModel, *rewards: Reward | None) -> int:
+    pipeline = getattr(model, "pipeline", None)
+    modules = [m for m in (pipeline.components.values() if pipeline else []) if isinstance(m, torch.nn.Module)]
+    modules += [reward for reward in rewards if reward is not None]
+    return sum(p.nbytes for module in modules for p in module.parameters())
+
+
+def report_result(result: TrainResult, directory: Path) -> None:
+    """Say what came out, where it is, and how to go on."""
+    if result.best_reward is not None:
+        print(
+            f"{result.reason} after {result.steps} steps: validation reward {result.start_reward:.4f} -> "
+            f"{result.best_reward:.4f} (best at step {result.best_step})"
+        )
+    print(f"embedding: {directory / 'negative.safetensors'}")
+    if result.reason == "stopped":
+        command = [Path(sys.executable).name, "-m", "reneg_core", "train", "--config", str(directory / "config.yaml")]
+        print(f"resume:    {shlex.join([*command, '--resume'])}")

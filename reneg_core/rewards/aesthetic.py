@@ -33,6 +33,7 @@ class Aesthetic(ClipImageReward):
     name = "aesthetic"
     needs_prompt = False
     file = CLIP_L14
+    published_files = (HEAD, CLIP_L14)
     clip_defaults = ClipConfig(act="quick_gelu")
     statistics = Statistics(5.5, 0.75, "practical range 4 to 7 read as mean plus or minus two deviations")
     options_for_loading: ClassVar[frozenset[str]] = ClipImageReward.options_for_loading - {"vocab", "merges"}

@@ -41,6 +41,7 @@ class Reward(nn.Module):
 
     Gradient follows autograd: `score` is differentiable with respect to `images` when they require it.
     `memory_budget` (bytes) bounds the working memory of one network pass where `bytes_per_image` is implemented.
+    `options_for_loading` are the options of `load` that a mix passes on; `published_files` what must be on disk.
     """
 
     name: str = ""
@@ -48,6 +49,7 @@ class Reward(nn.Module):
     memory_budget: int = 1 << 30
     statistics: Statistics = Statistics(0.0, 1.0, "taken as already standardised")
     options_for_loading: ClassVar[frozenset[str]] = frozenset()
+    published_files: ClassVar[tuple[object, ...]] = ()
 
     @classmethod
     def load(cls, *, weights: object = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,

@@ -21,7 +21,7 @@ from reneg_core.rewards.clip import (
 from reneg_core.rewards.precision import at_least_float32, isolated_float16_gradient
 from reneg_core.rewards.preprocess import check_mode, preprocessing_bytes, shortest_edge_crop
 from reneg_core.rewards.tokenizers import Tokenizer
-from reneg_core.rewards.vocabulary import VocabPath, find_clip_tokenizer
+from reneg_core.rewards.vocabulary import CLIP_TOKENIZER, VocabPath, find_clip_tokenizer
 from reneg_core.rewards.weights import PublishedFile, Source, find_file, read_json, read_json_beside
 
 CACHED_PROMPTS = 8192
@@ -89,6 +89,11 @@ class ClipTextImageReward(ClipImageReward):
     """
 
     clean = "ftfy"
+
+    def __init_subclass__(cls, **keywords: object) -> None:
+        super().__init_subclass__(**keywords)
+        if "file" in cls.__dict__:
+            cls.published_files = (cls.file, CLIP_TOKENIZER)
 
     def __init__(self, tower: ImageTower, text: TextTower, tokenizer: Tokenizer, logit_scale: float,
                  **options: object) -> None:

@@ -17,7 +17,7 @@ from reneg_core.rewards.precision import at_least_float32, isolated_float16_grad
 from reneg_core.rewards.preprocess import check_mode, preprocessing_bytes, shortest_edge_crop
 from reneg_core.rewards.tokenizers import Tokenizer
 from reneg_core.rewards.transformer import VisionTransformer
-from reneg_core.rewards.vocabulary import VocabPath, find_bert_tokenizer
+from reneg_core.rewards.vocabulary import BERT_VOCAB, VocabPath, find_bert_tokenizer
 from reneg_core.rewards.weights import PublishedFile, Source, find_file, read_json, read_json_beside
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw head output, published with the model
@@ -50,6 +50,8 @@ class ImageReward(Reward):
     statistics = Statistics(0.0, 1.0, "published with the model: its score is standardised")
     options_for_loading: ClassVar[frozenset[str]] = frozenset(
         {"config", "vocab", "search_dirs", "download", "preprocess", "checkpointing", "memory_budget"})
+
+    published_files = (WEIGHTS, BERT_VOCAB)
 
     def __init__(self, network: BlipNetwork, head: LinearHead, tokenizer: Tokenizer, *, preprocess: str = "exact",
                  checkpointing: bool = False, memory_budget: int | None = None) -> None:

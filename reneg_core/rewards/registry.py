@@ -80,6 +80,11 @@ def load_reward(spec: str, *, weights: object = None, device: torch.device | str
         return RewardMix(parts, factors, normalise=normalise, statistics=statistics).eval()
 
 
+def reward_class_of(name: str) -> type[Reward]:
+    """The class behind a registered name or a python file; nothing is loaded. Raises ValueError for an unknown name."""
+    return _resolve(name)[0]
+
+
 def parse_mix(spec: str) -> dict[str, float]:
     """"a*1.0 + b*0.5" as {"a": 1.0, "b": 0.5}; a missing factor is 1. Raises ValueError on anything else."""
     factors: dict[str, float] = {}

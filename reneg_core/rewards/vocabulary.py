@@ -17,6 +17,8 @@ VocabPath = str | os.PathLike
 BERT_VOCAB = PublishedFile("vocab.txt", "google-bert/bert-base-uncased", aliases=("bert_vocab.txt",))
 CLIP_VOCAB = PublishedFile("vocab.json", "openai/clip-vit-large-patch14", aliases=("clip_vocab.json",))
 CLIP_MERGES = PublishedFile("merges.txt", "openai/clip-vit-large-patch14", aliases=("clip_merges.txt",))
+CLIP_TOKENIZER = PublishedFile(CLIP_VOCAB.name, CLIP_VOCAB.repository,
+                               aliases=(*CLIP_VOCAB.aliases, "bpe_simple_vocab_16e6.txt.gz"))
 OPEN_CLIP_BPE = PublishedFile("bpe_simple_vocab_16e6.txt.gz", "openai/clip-vit-large-patch14")
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +63,7 @@ class Source:
 
     def beside(self, path: Path) -> "Source":
         """Where to look for a companion of the weight file `path`: next to it first."""
-        return Source(None, (path.parent, *self.search_dirs), self.download)
+        return Source(None, (path.parent, *self.directories(), *self.search_dirs), self.download)
 
     def directories(self) -> tuple[Path, ...]:
         """Directories in the order they are searched."""
@@ -91,7 +91,7 @@ def find_file(file: PublishedFile, source: Source) -> Path:
 def find_beside(file: PublishedFile, source: Source) -> Path | None:
     """The path of `file` in the source's directories or in the hub's cache, None if it is in neither."""
     for directory in source.directories():
-        for folder in (directory, directory / file.folder):
+        for folder in (directory / file.folder, directory):
             found = _in_folder(file, folder)
             if found is not None:
                 return found
@@ -208,8 +208,3 @@ def _missing(file: PublishedFile, source: Source) -> str:
     looked = f"; looked in {', '.join(places)}" if places else ""
     return (f"{file.name} not found{looked}. It is published at {file.page}{size}: {where}, "
             "or allow the download (download=True, --download)")
-
-
-def missing_files(files: Sequence[PublishedFile], source: Source) -> Iterator[PublishedFile]:
-    """Those of `files` that are not on this machine."""
-    return (file for file in files if find_beside(file, source) is None)

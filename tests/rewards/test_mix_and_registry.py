@@ -122,5 +122,5 @@ def test_loaded_rewards_are_frozen(small_clip):
 def test_every_built_in_name_resolves_to_its_class():
     for name, info in available_rewards().items():
         if name != "tiny":  # has its own tests with its weights
-            cls, _ = registry._resolve(info.name)
+            cls = registry.reward_class_of(info.name)
             assert issubclass(cls, Reward) and cls.name == name

@@ -4,6 +4,7 @@ A ReNeg embedding is a text encoder's *output* for the negative branch of classi
 (arXiv 2412.19637, section 3.2), not a textual-inversion vector at the encoder's input.
 """
 
+import io
 import json
 import os
 import pickle
@@ -287,14 +288,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
+    data = io.BytesIO(path.read_bytes())
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(data, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"Refused {path.name}: it is no plain tensor file, loading it could run code or it is damaged. "
             "Expected tensors only; try a .safetensors copy."
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0][:120]
         raise ValueError(
             f"Got a damaged or truncated file {path.name} ({reason}). Try copying or downloading it again."

@@ -296,8 +296,8 @@ def _read_pickle(path: Path) -> dict[str, Any]:
             f"Refused {path.name}: it is no plain tensor file, loading it could run code or it is damaged. "
             "Expected tensors only; try a .safetensors copy."
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0][:120]
+    except Exception as error:  # garbage can break the unpickler in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise ValueError(
             f"Got a damaged or truncated file {path.name} ({reason}). Try copying or downloading it again."
         ) from error

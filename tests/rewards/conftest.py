@@ -1,6 +1,7 @@
 """Shared fixtures: the golden data (skips loudly without it) and small self-made models in the published layouts."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -141,3 +142,16 @@ def image_reward_state(vision, text, head) -> dict[str, torch.Tensor]:
     for layer, linear in zip((0, 2, 4, 6, 7), head, strict=True):
         state[f"mlp.layers.{layer}.weight"], state[f"mlp.layers.{layer}.bias"] = linear.weight.data, linear.bias.data
     return state
+
+
+@pytest.fixture
+def aesthetic_folder(small_clip, tmp_path) -> Path:
+    """The small CLIP with an aesthetic head in the published layout beside it."""
+    for name in ("model.safetensors", "config.json", "vocab.json", "merges.txt"):
+        shutil.copy(small_clip.folder / name, tmp_path / name)
+    generator, head = torch.Generator().manual_seed(5), {}
+    for i, o, n in zip((24, 20, 16, 12, 8), (20, 16, 12, 8, 1), (0, 2, 4, 6, 7), strict=True):
+        head[f"layers.{n}.weight"] = torch.randn(o, i, generator=generator)
+        head[f"layers.{n}.bias"] = torch.randn(o, generator=generator)
+    torch.save(head, tmp_path / "sac+logos+ava1-l14-linearMSE.pth")
+    return tmp_path

@@ -134,15 +134,8 @@ def test_features_cached_in_inference_mode_serve_a_later_backward(small_clip, im
     assert x.grad.abs().sum() > 0
 
 
-def test_a_mix_shares_one_image_tower_and_its_features(small_clip, images, prompts, tmp_path, monkeypatch):
-    for name in ("model.safetensors", "config.json", "vocab.json", "merges.txt"):
-        shutil.copy(small_clip.folder / name, tmp_path / name)
-    layers = zip((24, 20, 16, 12, 8), (20, 16, 12, 8, 1), (0, 2, 4, 6, 7), strict=True)
-    head = {}
-    for i, o, n in layers:
-        head |= {f"layers.{n}.weight": torch.randn(o, i), f"layers.{n}.bias": torch.randn(o)}
-    torch.save(head, tmp_path / "sac+logos+ava1-l14-linearMSE.pth")
-    mix = load_reward("clip_score*1 + aesthetic*0.5", weights=tmp_path, normalise="none")
+def test_a_mix_shares_one_image_tower_and_its_features(aesthetic_folder, images, prompts, monkeypatch):
+    mix = load_reward("clip_score*1 + aesthetic*0.5", weights=aesthetic_folder, normalise="none")
     clip_part, aesthetic_part = mix.parts
     assert clip_part.tower is aesthetic_part.tower
     passes = []
@@ -150,7 +143,7 @@ def test_a_mix_shares_one_image_tower_and_its_features(small_clip, images, promp
         passes.append(len(pixels)), real(pixels))[1])
     total = mix.score(images, prompts)
     assert passes == [3]
-    alone = [load_reward(name, weights=tmp_path).score(images, prompts) for name in ("clip_score", "aesthetic")]
+    alone = [load_reward(name, weights=aesthetic_folder).score(images, prompts) for name in ("clip_score", "aesthetic")]
     assert torch.allclose(total, alone[0] + 0.5 * alone[1], atol=1e-5)
 
 

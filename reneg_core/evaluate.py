@@ -191,22 +191,12 @@ def evaluate(
     plan.check(model)
     kept = plan.spread(pictures)
     result = model.run(lambda prepared: _run(prepared, plan, kept, progress))
-    settings = {
-        "model": model.name,
-        "guidance_scale": guidance_scale,
-        "steps": steps,
-        "solver": solver,
-        "height": result.size[0],
-        "width": result.size[1],
-        "batch_size": batch_size,
-        "device": str(model.device),
-    }
     return Evaluation(
         plan.prompts,
         plan.seeds,
         result.tables(len(plan.seeds)),
         {**(measure_labels or {}), **{name: mode.label for name, mode in modes.items() if mode.label}},
-        settings,
+        plan.settings(model, result.size),
         versions(),
         confidence,
         Pictures(tuple(divmod(i, len(plan.seeds)) for i in kept), result.pictures()),
@@ -246,13 +236,28 @@ class _Plan:
     def pair(self, index: int) -> tuple[str, int]:
         return self.prompts[index // len(self.seeds)], self.seeds[index % len(self.seeds)]
 
+    def settings(self, model: DiffusionModel, size: Sequence[int]) -> dict[str, Any]:
+        """What to sample again with; ``size`` is the height and width in pixels that came out."""
+        return {
+            "model": model.name,
+            "guidance_scale": self.guidance.scale,
+            "steps": self.steps,
+            "solver": self.solver,
+            "height": size[0],
+            "width": size[1],
+            "batch_size": self.batch_size,
+            "device": str(model.device),
+        }
+
     def batches(self) -> Iterator[range]:
         for start in range(0, self.pairs, self.batch_size):
             yield range(start, min(start + self.batch_size, self.pairs))
 
     def spread(self, count: int) -> list[int]:
-        """``count`` pair indices, evenly spaced, all different."""
-        count = min(max(count, 0), self.pairs)
+        """``count`` different pair indices: prompts evenly spaced, seeds in turn; pairs evenly once prompts run out."""
+        count, seeds = min(max(count, 0), self.pairs), len(self.seeds)
+        if count <= len(self.prompts):
+            return [i * len(self.prompts) // count * seeds + i % seeds for i in range(count)]
         return [i * self.pairs // count for i in range(count)]
 
     def check(self, model: DiffusionModel) -> None:

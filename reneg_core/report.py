@@ -251,7 +251,7 @@ def _grid_note(evaluation: Evaluation) -> str:
     label = escape(evaluation.label(_judge(evaluation)))
     return (
         f"Same prompt and seed across a row; the number is {label}. "
-        "The pairs are evenly spaced through the set, not chosen by their look."
+        "The prompts are evenly spaced through the set, not chosen by their look."
     )
 
 
@@ -351,6 +351,7 @@ th { font-size: .875rem; color: var(--faint); font-weight: 600; vertical-align: 
 figure { margin: .75rem 0; padding: .75rem; background: #ffffff; border: 1px solid var(--rule);
   border-radius: 6px; overflow-x: auto; }
 .beside { display: flex; flex-wrap: wrap; column-gap: 2rem; }
+.beside table { min-width: 18rem; }
 .beside td, .beside th { padding-right: .6rem; }
 img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 pre { padding: .8rem 1rem; background: var(--card); overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }

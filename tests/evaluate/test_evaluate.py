@@ -134,6 +134,7 @@ def test_kept_pictures_are_evenly_spaced_and_right() -> None:
     assert pictures.pairs == ((0, 0), (0, 2), (1, 1))
     assert pictures.images["good"].shape == (3, 3, 6, 8)
     assert torch.allclose(pictures.images["good"].mean((1, 2, 3)), torch.tensor([0.35, 0.37, 0.96]), atol=1e-6)
+    assert run(pictures=2).pictures.pairs == ((0, 0), (1, 1))
     assert run().pictures.pairs == () and run().pictures.images == {}
     assert len(run(pictures=50).pictures.pairs) == 6
 

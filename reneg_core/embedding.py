@@ -288,15 +288,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
-    data = io.BytesIO(path.read_bytes())
+    data = path.read_bytes()
     try:
-        loaded = torch.load(data, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"Refused {path.name}: it is no plain tensor file, loading it could run code or it is damaged. "
-            "Expected tensors only; try a .safetensors copy."
-        ) from error
-    except Exception as error:  # garbage can break the unpickler in any way
+        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged data can break the unpickler in any way
+        if isinstance(error, pickle.UnpicklingError) or not data.startswith(b"PK"):
+            raise ValueError(
+                f"Refused {path.name}: it is no plain tensor file, loading it could run code or it is damaged. "
+                "Expected tensors only; try a .safetensors copy."
+            ) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise ValueError(
             f"Got a damaged or truncated file {path.name} ({reason}). Try copying or downloading it again."

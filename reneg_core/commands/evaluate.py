@@ -128,7 +128,7 @@ def compare(
             guidance_scale=adapting.guidance_scale, steps=steps, batch_size=adapting.micro_batch,
             solver=adapting.solver if steps == adapting.sampling_steps else "euler",
             height=adapting.height, width=adapting.width, pictures=pictures,
-            measure_labels={"reward": f"reward {reward.name}", "independent": "independent measure"},
+            measure_labels={"reward": f"reward {reward.name}", "independent": "the independent measure"},
             progress=lambda done, total: bar.update(done - bar.n),
         )  # fmt: skip
 

@@ -1,0 +1,146 @@
+"""The command line on the tiny world and on small random pipelines, in this process."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from builders import pipeline_folder
+from PIL import Image
+
+from reneg_core import NegativeEmbedding, load_embedding
+from reneg_core.cli import COMMANDS, build_parser, main
+from reneg_core.training import ConfigError
+from reneg_core.training.run_config import RunConfig, load_run_config, recipe_names
+
+QUICK = [
+    "steps=2", "batch_size=2", "micro_batch=2", "sampling_steps=2", "window=[0,2]", "validation_pairs=2",
+    "validate_every=1", "checkpoint_every=1", "guidance_scale=4",
+]  # fmt: skip
+
+
+def test_every_command_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as caught:
+            main([name, "--help"])
+        assert caught.value.code == 0
+        assert len(capsys.readouterr().out) > 200
+    assert build_parser().prog == "reneg"
+
+
+def test_train_writes_everything_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main(["train", *QUICK, f"output={run}"]) == 0
+    assert "validation reward" in capsys.readouterr().out
+    assert load_embedding(run / "negative.safetensors").provenance.base_model == "tiny"
+    assert yaml.safe_load((run / "config.yaml").read_text())["batch_size"] == 2
+    assert sorted(p.name for p in (run / "previews").iterdir()) == [f"step-{i:06d}.png" for i in (0, 1, 2)]
+    assert main(["train", *QUICK, f"output={run}"]) == 1
+    assert "holds a run at step 2 already" in capsys.readouterr().err
+    assert main(["train", "--config", str(run / "config.yaml"), "--resume"]) == 0
+
+
+def test_dry_run_checks_and_estimates_without_writing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main(["train", *QUICK, f"output={run}", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "MiB activations a sample" in printed and "s a step" in printed and "output:" in printed
+    assert not run.exists()
+
+
+def test_tensorboard_files_are_written(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    assert main(["train", *QUICK, f"output={tmp_path}/run", "tensorboard=true"]) == 0
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "learning_rat=1"], "learning_rat: unknown setting, did you mean learning_rate"),
+        (["train", "guidance_scale=1"], "at 1 the negative has no effect"),
+        (["train", "--config", "nonsense"], "No configuration at nonsense. Expected a YAML file or one of the recipes"),
+        (["train", "model=/no/such/folder", "prompts=p.txt"], "No prompt file at p.txt"),
+        (["infer", "--prompt", "a"], "--prompt-type neg_emb needs --neg-embedding FILE"),
+        (["inspect", "absent.safetensors"], "No embedding file at absent.safetensors"),
+        (["evaluate", "--modes", "adapted"], "The mode adapted needs --embedding FILE"),
+        (["infer", "--model", "x.ckpt.safetensors", "--prompt", "a", "--prompt-type", "only_pos"], "No model at"),
+    ],
+)
+def test_mistakes_get_one_sentence(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["neg_emb", "neg_prompt", "only_pos"])
+def test_infer_modes(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = pipeline_folder(tmp_path / "model")
+    torch.manual_seed(0)
+    path = NegativeEmbedding(torch.randn(1, 16, 32)).save(tmp_path / "e.safetensors")
+    out = tmp_path / "out"
+    options = ["--model", str(folder), "--prompt-type", kind, "--steps", "2", "--output", str(out), "--prompt", "a fox"]
+    assert main(["infer", *options, "--neg-embedding", str(path), "--images-per-prompt", "2"]) == 0
+    files = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [file.name for file in files] == [f"0000{i}-{kind}-seed{42 + i}.png" for i in (0, 1)]
+    with Image.open(files[1]) as picture:
+        assert picture.size == (16, 16)
+        assert json.loads(picture.text["reneg"])["seed"] == 43
+
+
+def test_infer_refuses_another_models_embedding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = pipeline_folder(tmp_path / "model")
+    path = NegativeEmbedding(torch.zeros(1, 77, 1024)).save(tmp_path / "sd2.safetensors")
+    assert main(["infer", "--model", str(folder), "--neg-embedding", str(path), "--prompt", "a"]) == 1
+    assert "Got an embedding for the text encoder openclip-h (Stable Diffusion 2.x" in capsys.readouterr().err
+
+
+def test_inspect_and_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    torch.save(torch.randn(1, 120, 4096), tmp_path / "plain.bin")
+    target = tmp_path / "ltx.safetensors"
+    assert main(["convert", str(tmp_path / "plain.bin"), str(target), "--layout", "ltx"]) == 0
+    assert main(["convert", str(tmp_path / "plain.bin"), str(target)]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main(["inspect", str(target), "--compare", str(tmp_path / "plain.bin"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["tokens"] == 120 and facts["family"].startswith("t5-xxl")
+    assert facts[f"against {tmp_path / 'plain.bin'}"]["cosine"] == pytest.approx(1, abs=1e-6)
+
+
+def test_adapt_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from reneg_core.backends import load_model
+
+    model = load_model("tiny", device="cpu")
+    path = NegativeEmbedding(model.encode([""]).tokens, model.family).save(tmp_path / "start.safetensors")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle on a blue background\n\na green ring on a black background\n")
+    quick = ["--set", "steps=1", "--set", "sampling_steps=2", "--set", "window=[0,2]", "--set", "points=1"]
+    out = tmp_path / "adapted"
+    options = ["--embedding", str(path), "--prompts", str(prompts)]
+    assert main(["adapt", *options, "--output", str(out), *quick]) == 0
+    rows = json.loads((out / "adapted.json").read_text())
+    assert len(rows) == 2 and all(row["reward"] >= row["start"] for row in rows)
+    assert load_embedding(out / "00001.safetensors").width == model.width
+    report = tmp_path / "report"
+    assert main(["evaluate", *options, "--modes", "none", "text", "embedding", "--steps", "2", "--seeds", "2",
+                 "--output", str(report)]) == 0  # fmt: skip
+    found = json.loads((report / "report.json").read_text())
+    assert found["pairs"] == 4 and found["none"]["reward_mean"] == pytest.approx(found["embedding"]["reward_mean"])
+    assert 0 <= found["none"]["independent_mean"] <= 1
+
+
+def test_recipes_are_valid_and_the_default_is_the_papers() -> None:
+    assert "demo" in recipe_names()
+    for name in recipe_names():
+        load_run_config(name)
+    assert load_run_config("paper").train_config() == RunConfig().train_config()
+
+
+def test_config_round_trip_and_overrides(tmp_path: Path) -> None:
+    config = load_run_config("demo", ["steps=7", "learning_rate=5e-3", "init=blurry, bad"])
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    assert load_run_config(str(tmp_path / "c.yaml")) == config
+    assert (config.steps, config.learning_rate, config.init) == (7, 5e-3, "blurry, bad")
+    with pytest.raises(ConfigError, match="expected name=value"):
+        load_run_config("", ["steps"])

@@ -1,0 +1,110 @@
+"""Loading: a folder, a single checkpoint, and one clear sentence for everything else."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from builders import pipeline, pipeline_folder, scheduler
+from ldm import save_checkpoint
+
+from reneg_core.backends import DiffusersModel, load_model
+from reneg_core.backends.diffusers import pick_device, pick_dtype
+from reneg_core.guidance import Guidance
+from reneg_core.model import DiffusionModel
+from reneg_core.sampling import sample
+
+
+def picture(model: DiffusersModel) -> torch.Tensor:
+    positive, negative = model.encode(["fox"]), model.encode([""])
+    return model.decode(sample(model, positive, negative, model.noise([0]), model.sigmas(3), Guidance(4.0)))
+
+
+def test_folder_and_single_file_are_the_same_model(tmp_path: Path) -> None:
+    built = pipeline(width=768)
+    folder = tmp_path / "folder"
+    built.save_pretrained(folder)
+    file = save_checkpoint(built, tmp_path / "model.safetensors")
+    first = load_model(folder, device="cpu")
+    second = load_model(file, device="cpu", config=folder)
+    assert first.digest() == second.digest() and len(first.digest()) == 64
+    assert torch.equal(picture(first), picture(second))
+    assert isinstance(first, DiffusionModel) and first.family == "clip-l" and first.max_tokens == 16
+
+
+def test_weights_are_frozen_and_latents_stay_float32(tmp_path: Path) -> None:
+    model = load_model(pipeline_folder(tmp_path / "m"), device="cpu", dtype="bf16")
+    assert model.dtype == torch.bfloat16 and not any(p.requires_grad for p in model.pipeline.unet.parameters())
+    images = picture(model)
+    assert images.dtype == torch.float32 and images.min() >= 0 and images.max() <= 1
+    close = load_model(tmp_path / "m", device="cpu", dtype="fp32")
+    assert (images - picture(close)).abs().mean() < 0.02
+
+
+def test_v_prediction_is_another_answer(model, v_model) -> None:
+    x, sigma, text = model.noise([0]), torch.tensor(2.0), model.encode(["fox"])
+    unet = v_model.pipeline.unet
+    v = unet(x / 5**0.5, v_model._timestep(sigma), encoder_hidden_states=text.tokens).sample
+    assert torch.allclose(v_model.denoise(x, sigma, text), x / 5 - 2 / 5**0.5 * v, atol=1e-5)
+    eps = model.pipeline.unet(x / 5**0.5, model._timestep(sigma), encoder_hidden_states=text.tokens).sample
+    assert torch.allclose(model.denoise(x, sigma, text), x - 2 * eps, atol=1e-5)
+
+
+def test_noise_depends_on_its_own_seed_only(model) -> None:
+    together, alone = model.noise([7, 8, 9]), model.noise([8])
+    assert torch.equal(together[1:2], alone)
+    assert model.noise([0], 32, 48).shape == (1, 4, 16, 24)
+    with pytest.raises(ValueError, match="Got a picture of 33x16 pixels, expected multiples of 2"):
+        model.noise([0], 33)
+
+
+def test_schedule_is_the_models_own(model) -> None:
+    sigmas = model.sigmas(30)
+    assert len(sigmas) == 31 and (sigmas[:-1] > sigmas[1:]).all()
+    assert sigmas[-1] == pytest.approx(0.0292, abs=1e-4)
+    to_zero = DiffusersModel(pipeline(), "zero")
+    to_zero.scheduler = scheduler(set_alpha_to_one=True)
+    assert to_zero.sigmas(30)[-1] == 0
+    with pytest.raises(ValueError, match="Got 0 sampling steps, expected 1 to 1000"):
+        model.sigmas(0)
+
+
+def test_zero_terminal_snr_stays_finite() -> None:
+    built = pipeline("v_prediction")
+    built.scheduler = scheduler("v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    model = DiffusersModel(built, "zero-snr")
+    assert model.sigmas(4)[0] == 4096
+    assert torch.isfinite(picture(model)).all()
+
+
+def test_what_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model.ckpt").write_bytes(b"x")
+    (tmp_path / "cut.safetensors").write_bytes(b"x" * 100)
+    for source, error, message in (
+        (tmp_path / "empty", ValueError, "without a model_index.json, expected a diffusers pipeline folder"),
+        (tmp_path / "model.ckpt", ValueError, r"expected a .safetensors checkpoint: pickled checkpoints can run code"),
+        (tmp_path / "absent", FileNotFoundError, "No model at"),
+        (tmp_path / "cut.safetensors", ValueError, "Could not load"),
+    ):
+        with pytest.raises(error, match=message):
+            load_model(source, device="cpu")
+
+
+def test_mixed_up_parts_are_refused() -> None:
+    inpainting, mixed = pipeline(), pipeline()
+    inpainting.unet.register_to_config(in_channels=9)
+    with pytest.raises(ValueError, match="Got a UNet with 9 input channels and 4 latent channels"):
+        DiffusersModel(inpainting, "inpainting")
+    mixed.unet.register_to_config(cross_attention_dim=1024)
+    with pytest.raises(ValueError, match="Got a text encoder of width 32 and a UNet that expects 1024"):
+        DiffusersModel(mixed, "mixed")
+
+
+def test_devices_and_precisions() -> None:
+    assert pick_dtype("auto", torch.device("cpu")) == torch.float32
+    assert pick_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    with pytest.raises(ValueError, match="Got precision 'int8', expected one of auto, fp32, bf16, fp16"):
+        pick_dtype("int8", torch.device("cpu"))
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="Got device 'cuda', which this torch cannot use here"):
+            pick_device("cuda")

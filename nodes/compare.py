@@ -1,0 +1,160 @@
+"""One node that shows what a negative is worth: none, text, embedding and adapted on the same prompts and seeds."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from reneg_core.embedding import NegativeEmbedding
+from reneg_core.evaluate import Evaluation, Mode, evaluate
+from reneg_core.model import Conditioning, DiffusionModel
+from reneg_core.training import AdaptConfig, adapt
+
+from .host import files, sampling
+from .host.feedback import Progress, say, stop_if_asked
+from .host.rewards import HostReward
+from .layout import from_host, pil_to_image
+from .schema import Embedding, advanced, schema
+from .training import host_model, model_inputs, prompt_list, wrong_choice
+from .watching import require_plots
+
+LABELS = {"none": "empty prompt", "text": "negative prompt", "embedding": "ReNeg embedding", "adapted": "adapted"}
+
+
+class CompareNegatives(io.ComfyNode):
+    """The grid, the scores and the win rates."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ReNegCompareNegatives",
+            display_name="Compare Negatives",
+            search_aliases=["win rate", "ReNeg comparison"],
+            description="Draws every prompt and seed with each negative from the same noise, scores the pictures and "
+            "counts how often each negative wins.",
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                *model_inputs(),
+                io.String.Input("prompts", multiline=True, default="", tooltip="One per line."),
+                io.Int.Input("seeds", default=2, min=1, max=64, tooltip="Pictures per prompt and negative."),
+                io.Int.Input("first_seed", default=0, min=0, max=2**53 - 1, tooltip="The seeds count on from here."),
+                io.Int.Input("width", default=512, min=16, max=4096, step=8, tooltip="Width in pixels."),
+                io.Int.Input("height", default=512, min=16, max=4096, step=8, tooltip="Height in pixels."),
+                io.Int.Input("sampling_steps", default=30, min=1, max=1000, tooltip="Denoising steps of a picture."),
+                io.Float.Input("cfg", default=7.5, min=1.01, max=100.0, step=0.1, tooltip="Guidance scale of all."),
+                io.Boolean.Input("adapted", default=False,
+                                 tooltip="Also adapt the embedding to each prompt and seed (slow)."),
+                advanced(io.Int, "micro_batch", default=4, min=1, max=1024, tooltip="Pictures in one pass."),
+                advanced(io.Combo, "scheduler", options=sampling.scheduler_names(), default="normal",
+                         tooltip="Noise levels, as in KSampler."),
+                io.Conditioning.Input("text_negative", optional=True, tooltip="Optional. A prompt to compare."),
+                Embedding.Input("embedding", optional=True, tooltip="Optional. A learned negative to compare."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="grid", tooltip="A row per prompt and seed, a column per negative."),
+                io.Image.Output(display_name="chart", tooltip="Mean scores and win rates with their intervals."),
+                io.String.Output(display_name="report", tooltip="All scores, win rates and settings as JSON."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, scheduler: str) -> bool | str:
+        return wrong_choice(scheduler, None) or True
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, vae: Any, reward: HostReward, prompts: str, seeds: int, first_seed: int,
+        adapted: bool, text_negative: list | None = None, embedding: NegativeEmbedding | None = None, **options: Any,
+    ) -> io.NodeOutput:
+        require_plots()
+        texts, numbers = prompt_list(prompts, files.NOTHING), [first_seed + i for i in range(seeds)]
+        with torch.inference_mode(False), torch.no_grad():
+            host = host_model(model, clip, vae, reward, options, stop_if_asked)
+            negatives = {"none": encoded_empty(host)}
+            if text_negative is not None:
+                negatives["text"] = matching(from_host(*text_negative[0]), negatives["none"])
+            if embedding is not None:
+                embedding.require(host.family, host.width)
+                negatives["embedding"] = matching(embedding.conditioning(), negatives["none"])
+            if adapted:
+                negatives["adapted"] = adapt_all(host, reward, texts, numbers, embedding, options)
+            result = compare(host, reward, texts, numbers, negatives, options)
+        text = win_rates(result)
+        say(text, cls.hidden.unique_id)
+        report = json.dumps(result.to_json(), ensure_ascii=False)
+        return io.NodeOutput(*pictures(result), report, ui={"text": (text,)})
+
+
+def encoded_empty(host: DiffusionModel) -> Conditioning:
+    """The empty prompt as the model encodes it."""
+    return host.run(lambda model: model.encode([""])).to("cpu")
+
+
+def matching(negative: Conditioning, null: Conditioning) -> Conditioning:
+    """``negative`` with the parts the model needs and no others."""
+    pooled = None if null.pooled is None else negative.pooled if negative.pooled is not None else null.pooled
+    mask = negative.mask if null.mask is not None else None
+    return Conditioning(negative.tokens[:1], mask, pooled)
+
+
+def adapt_all(host: DiffusionModel, reward: HostReward, prompts: list[str], seeds: list[int],
+              embedding: NegativeEmbedding | None, options: Mapping[str, Any]) -> Conditioning:
+    """One adapted negative per (prompt, seed), all seeds of the first prompt first."""
+    if embedding is None:
+        raise ValueError("Got no embedding to adapt, expected one. Connect an embedding or switch adapted off.")
+    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    progress, done = Progress(len(pairs)), [0]
+
+    def advance(count: int) -> None:
+        done[0] += count
+        progress.update(done[0])
+
+    config = AdaptConfig(
+        sampling_steps=options["sampling_steps"], guidance_scale=options["cfg"], micro_batch=options["micro_batch"],
+        points=min(3, max(1, round(options["sampling_steps"] / 3))), height=options["height"], width=options["width"],
+    )
+    columns = [list(column) for column in zip(*pairs, strict=True)]
+    return adapt(host, reward.reward, *columns, embedding, config, progress=advance).negatives
+
+
+def compare(host: DiffusionModel, reward: HostReward, prompts: list[str], seeds: list[int],
+            negatives: Mapping[str, Conditioning], options: Mapping[str, Any]) -> Evaluation:
+    """The core's evaluation with the node's progress bar."""
+    progress = Progress(len(prompts) * len(seeds) * len(negatives))
+    return evaluate(
+        host, prompts, seeds, {name: Mode(negative, LABELS[name]) for name, negative in negatives.items()},
+        {reward.name: reward.reward.score}, guidance_scale=options["cfg"], steps=options["sampling_steps"],
+        batch_size=options["micro_batch"], height=options["height"], width=options["width"],
+        pictures=min(8, len(prompts) * len(seeds)), progress=lambda done, total: progress.update(done),
+    )
+
+
+def win_rates(result: Evaluation) -> str:
+    """Means and win rates against the empty prompt, for the node."""
+    [measure] = result.measures
+    lines = [f"{result.label(mode)}: {result.mean(measure, mode).value:.4f}" for mode in result.modes]
+    for mode in result.modes:
+        if mode != "none":
+            lines.append(f"{result.label(mode)} wins {result.win_rate(measure, mode, 'none').value:.0%} "
+                         "against the empty prompt")
+    return "\n".join(lines)
+
+
+def pictures(result: Evaluation) -> tuple[Any, Any]:
+    """The grid of pictures and the chart as IMAGEs."""
+    from reneg_core import plots
+
+    [measure], modes = result.measures, list(result.modes)
+    rows, labels, captions = [], [], []
+    for index, (prompt, seed) in enumerate(result.pictures.pairs):
+        rows.append([result.pictures.images[mode][index] for mode in modes])
+        labels.append(f"{result.prompts[prompt]}\nseed {result.seeds[seed]}")
+        captions.append([f"{result.scores[measure][mode][prompt][seed]:.3f}" for mode in modes])
+    grid = plots.grid(rows, labels, [result.label(mode) for mode in modes], captions=captions, side=256)
+    return pil_to_image(grid), pil_to_image(plots.comparison(result))
+
+
+NODES = [CompareNegatives]

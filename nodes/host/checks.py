@@ -1,0 +1,68 @@
+"""What this host can train rightly, and plain words for what it cannot."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+PLAIN_GRADIENT = {"SD15", "SD20", "SD21UnclipL", "SD21UnclipH", "SDXL", "SDXLRefiner", "SSD1B", "Segmind_Vega", "SD3"}
+DISTILLED = {"FluxSchnell"}
+COMPLAINTS = ("no autograd formula", "does not require grad", "modified by an inplace", "Inference tensors")
+
+
+def check_trainable(model: Any, vae: Any) -> None:
+    """Raise ValueError with the reason for a model whose negative branch cannot be trained here."""
+    network = model.model
+    name, settings = type(network.model_config).__name__, network.model_config.unet_config
+    if settings.get("guidance_embed") or name in DISTILLED:
+        raise ValueError(
+            f"{name} is guidance-distilled: it has no negative branch to train. Expected a model that is sampled with "
+            "a CFG above 1, such as SD 1.5, SD 2.1, SDXL or SD 3."
+        )
+    if network.latent_format.latent_dimensions != 2:
+        raise ValueError(f"{name} makes video or audio; training here is for images; sampling works.")
+    channels = network.latent_format.latent_channels * _patch(settings)
+    if network.concat_keys or settings.get("in_channels", 4) != channels:
+        raise ValueError(
+            f"{name} needs more than text (an inpainting, depth or edit model), expected a plain text-to-image model."
+        )
+    if network.latent_format.latent_channels != vae.latent_channels:
+        raise ValueError(
+            f"Got a VAE of {vae.latent_channels} latent channels for a model of "
+            f"{network.latent_format.latent_channels}: connect the model's own VAE."
+        )
+
+
+def _patch(settings: dict[str, Any]) -> int:
+    """Transformers that fold patches into channels count them there."""
+    return settings["patch_size"] ** 2 if settings.get("image_model") in ("flux", "chroma") else 1
+
+
+def check_loaded(patcher: Any) -> None:
+    """Refuse a model that the host could load only in part: its gradient would copy every weight."""
+    if getattr(patcher.model, "model_lowvram", False):
+        raise ValueError(
+            "The model does not fit into memory as a whole, which training needs. Try a smaller picture or micro-batch,"
+            " fp8 weights, or free memory (Manager: unload models)."
+        )
+
+
+def needs_cloning(model: Any) -> bool:
+    """Whether the architecture may change saved tensors in place, so that only cloning checkpoints are right."""
+    return type(model.model.model_config).__name__ not in PLAIN_GRADIENT
+
+
+@contextmanager
+def explained(patcher: Any) -> Iterator[None]:
+    """Turn autograd's complaints about the host's kernels into a reason and a way out; all else passes unchanged."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        text = str(error)
+        if not any(part in text for part in COMPLAINTS):
+            raise
+        name = type(patcher.model.model_config).__name__
+        raise ValueError(
+            f"This version of ComfyUI cannot compute the gradient of {name} ({text.splitlines()[0][:160]}). Expected "
+            "differentiable operations: try a newer ComfyUI, remove compile or quantised-attention nodes before the "
+            "model, or another architecture."
+        ) from error

@@ -1,0 +1,47 @@
+"""What the user sees while a node works: bar, picture, a line of text; and the stop button."""
+
+import time
+
+import comfy.model_management
+import comfy.utils
+from PIL.Image import Image
+
+PREVIEW_SIDE = 512
+PREVIEW_SECONDS = 0.5
+
+
+def say(text: str, node_id: str | None) -> None:
+    """Show a line of text on the node; silent without a server (library use)."""
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and node_id is not None:
+        server.send_progress_text(text, node_id)
+
+
+def stop_if_asked() -> None:
+    """Raise the host's interruption if the user pressed stop."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def stop_requested() -> bool:
+    """Whether the user pressed stop, leaving the request to be raised later."""
+    return comfy.model_management.processing_interrupted()
+
+
+class Progress:
+    """The node's bar, with a picture at most every half second (a picture passed with ``always`` is never dropped)."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._bar = comfy.utils.ProgressBar(total)
+        self._last = 0.0
+
+    def update(self, done: int, picture: Image | None = None, *, always: bool = False) -> None:
+        """Set the bar to ``done`` of the total. Raises the host's interruption if the user pressed stop."""
+        due = always or time.monotonic() - self._last >= PREVIEW_SECONDS
+        preview = None
+        if picture is not None and due:
+            self._last = time.monotonic()
+            preview = ("JPEG", picture, PREVIEW_SIDE)
+        self._bar.update_absolute(done, self.total, preview)

@@ -1,0 +1,269 @@
+"""ComfyUI's MODEL, CLIP and VAE as the core's :class:`~reneg_core.model.DiffusionModel`.
+
+Work runs inside the host's own sampling call, so that patches, hooks, wrappers and memory management apply as they do
+for every sampler; only the loop in between is the core's.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import comfy.model_management as memory
+import comfy.samplers
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from torch import Tensor, nn
+
+from reneg_core.model import Conditioning, DiffusionModel
+
+from .checks import check_loaded, check_trainable, explained, needs_cloning
+from .feedback import stop_if_asked
+from .tensors import CloningCheckpoints, blocks_of, frozen, repair, repair_attributes
+from .text import encode, family_of
+
+T = TypeVar("T")
+CACHED_PROMPTS = 512
+GRADIENT_MEMORY = 4  # a pass with gradient keeps about this many times what the host estimates for one without
+
+
+class HostModel(DiffusionModel):
+    """A text-to-image MODEL with its CLIP and VAE.
+
+    companions: patchers of other networks the work needs (rewards): they are loaded and repaired together with the
+    model. batch: the largest batch of a pass with gradient, for the host's memory estimate. on_pass: called before
+    every pass of the denoiser; by default it raises the host's interruption once the user pressed stop.
+    """
+
+    def __init__(
+        self, model: Any, clip: Any, vae: Any, *, scheduler: str = "normal", companions: Sequence[Any] = (),
+        height: int = 512, width: int = 512, batch: int = 1, name: str = "",
+        on_pass: Callable[[], None] = stop_if_asked,
+    ) -> None:
+        check_trainable(model, vae)
+        self._patcher, self._clip, self._vae = _private_clone(model), clip, vae
+        self._companions, self._scheduler = list(companions), scheduler
+        self._size, self._batch, self._on_pass = (height, width), batch, on_pass
+        self._checkpoints = CloningCheckpoints()
+        self._always_checkpoint = needs_cloning(model)
+        self._prompts: OrderedDict[str, Conditioning] = OrderedDict()
+        self._guider: Any = None
+        self.device = model.load_device
+        self.family = family_of(clip)
+        null, self._null_extra = encode(clip, "")
+        self.width, self.max_tokens = null.tokens.shape[2], None
+        self.name = name or type(model.model.model_config).__name__
+        self.dtype = model.model.manual_cast_dtype or model.model.get_dtype()
+
+    def run(self, work: Callable[[DiffusionModel], T]) -> T:
+        """Call ``work`` inside the host's sampling with everything loaded, ordinary and frozen; restore all of it."""
+        if self._guider is not None:
+            return work(self)
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(_training_flag())
+            stack.callback(self._checkpoints.restore)
+            stack.enter_context(explained(self._patcher))
+            self._load()
+            stack.enter_context(frozen(*self._networks()))
+            if self._always_checkpoint:
+                self.checkpointing(True)
+            return self._inside_sampling(work)
+
+    def _networks(self) -> list[nn.Module]:
+        return [self._patcher.model, self._vae.first_stage_model, *(patcher.model for patcher in self._companions)]
+
+    def _load(self) -> None:
+        need = self._patcher.model.memory_required([self._batch, *self._latent_shape()]) * GRADIENT_MEMORY
+        patchers = [self._patcher, self._vae.patcher, *self._companions]
+        memory.load_models_gpu(patchers, memory_required=need, force_full_load=True)
+        check_loaded(self._patcher)
+        for network in self._networks():
+            repair(network, self.device)
+        repair_attributes(self._patcher.model.latent_format)
+
+    def _inside_sampling(self, work: Callable[[DiffusionModel], T]) -> T:
+        caller = _Caller(self, work)
+        guider = comfy.samplers.CFGGuider(self._patcher)
+        tokens = encode(self._clip, "")[0].tokens
+        guider.set_conds([[tokens, dict(self._null_extra)]], [[tokens, dict(self._null_extra)]])
+        latent = torch.zeros(1, *self._latent_shape())
+        sigmas = self.sigmas(2)
+        try:
+            guider.sample(torch.zeros_like(latent), latent, caller, sigmas, disable_pbar=True, seed=0)
+        finally:
+            self._guider = None
+        return caller.result
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of each prompt; prompts of unequal token counts are repeated to a common length where the host
+        does so too, and refused otherwise."""
+        parts = [self._encode_one(prompt) for prompt in prompts]
+        longest = max(part.tokens.shape[1] for part in parts)
+        parts = [_repeated(part, longest) for part in parts]
+        fields = ([p.tokens for p in parts], [p.mask for p in parts], [p.pooled for p in parts])
+        return Conditioning(*(None if any(t is None for t in field) else torch.cat(field) for field in fields))
+
+    def _encode_one(self, prompt: str) -> Conditioning:
+        if prompt in self._prompts:
+            self._prompts.move_to_end(prompt)
+        else:
+            self._prompts[prompt] = self._encode_needed(prompt)
+            if len(self._prompts) > CACHED_PROMPTS:
+                self._prompts.popitem(last=False)
+        return self._prompts[prompt].to(self.device)
+
+    def _encode_needed(self, prompt: str) -> Conditioning:
+        part = encode(self._clip, prompt)[0].to("cpu")
+        return part if _uses_pooled(self._patcher.model) else Conditioning(part.tokens, part.mask)
+
+    def denoise(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """One conditional pass through the host's own batching, patches and wrappers."""
+        self._on_pass()
+        guider, batch = self._active(), x.shape[0]
+        level = sigma.detach().to(x.device, torch.float32, copy=True).reshape(-1).expand(batch)
+        condition = self._condition(x, conditioning)
+        return comfy.samplers.calc_cond_batch(guider.inner_model, [[condition]], x, level, self._options)[0]
+
+    def _condition(self, x: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        """The processed form of a conditioning that the host's batching takes."""
+        extra = {k: v for k, v in self._null_extra.items() if k not in ("pooled_output", "attention_mask")}
+        extra["cross_attn"] = conditioning.tokens.to(x.device)
+        if conditioning.pooled is not None:
+            extra["pooled_output"] = conditioning.pooled.to(x.device)
+        if conditioning.mask is not None:
+            extra["attention_mask"] = conditioning.mask.to(x.device)
+        encoded = self._active().inner_model.extra_conds(
+            **extra, noise=x, device=x.device, width=x.shape[-1] * self._factor, height=x.shape[-2] * self._factor,
+            prompt_type="negative", latent_image=torch.zeros_like(x), seed=0,
+        )
+        return {"model_conds": encoded, "uuid": self._uuid}
+
+    def sigmas(self, steps: int) -> Tensor:
+        """The chosen scheduler's levels, float32 on the CPU."""
+        sampling = self._patcher.get_model_object("model_sampling")
+        levels = comfy.samplers.calculate_sigmas(sampling, self._scheduler, steps).float().cpu()
+        if len(levels) != steps + 1:
+            raise ValueError(
+                f"The scheduler {self._scheduler} gives {len(levels) - 1} steps for {steps}, expected {steps}. "
+                "Try normal, simple or karras."
+            )
+        return levels
+
+    def noise(self, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Tensor:
+        """Standard normal latents, one private generator per row, drawn on the CPU."""
+        shape = self._latent_shape(height, width)
+        rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(rows).to(self.device)
+
+    def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
+        level = sigma.to(noise.device)
+        return self._sampling.noise_scaling(level, noise, torch.zeros_like(noise), True)
+
+    def finish(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self._sampling.inverse_noise_scaling(sigma.to(x.device), x)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The VAE's network itself: the host's own decode has no gradient and tiles when memory is short."""
+        vae = self._vae
+        raw = self._active().inner_model.process_latent_out(latents).to(vae.vae_dtype)
+        images = vae.process_output(vae.first_stage_model.decode(raw).float())
+        return images.clamp(0, 1)
+
+    def checkpointing(self, enabled: bool) -> None:
+        """Recompute the denoiser's and the decoder's blocks in the backward pass."""
+        if not enabled and not self._always_checkpoint:
+            self._checkpoints.restore()
+        elif enabled:
+            decoder = getattr(self._vae.first_stage_model, "decoder", self._vae.first_stage_model)
+            for block in [*blocks_of(self._patcher.model.diffusion_model), *blocks_of(decoder)]:
+                self._checkpoints.wrap(block)
+
+    def digest(self) -> str:
+        """SHA-256 over the denoiser's weights as they are loaded, LoRAs included."""
+        sha = hashlib.sha256()
+        for name, tensor in sorted(self._patcher.model.diffusion_model.state_dict().items()):
+            sha.update(name.encode())
+            sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return sha.hexdigest()
+
+    @property
+    def _sampling(self) -> Any:
+        return self._active().inner_model.model_sampling
+
+    @property
+    def _factor(self) -> int:
+        ratio = self._vae.downscale_ratio
+        return ratio if isinstance(ratio, int) else 8
+
+    def _latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        sides = (height or self._size[0], width or self._size[1])
+        if any(side < self._factor or side % self._factor for side in sides):
+            raise ValueError(f"Got a picture of {sides[1]}x{sides[0]} pixels, expected multiples of {self._factor}.")
+        channels = self._patcher.model.latent_format.latent_channels
+        return (channels, sides[0] // self._factor, sides[1] // self._factor)
+
+    def _active(self) -> Any:
+        if self._guider is None:
+            raise RuntimeError("The host's model works only inside run(): call model.run(lambda model: ...).")
+        return self._guider
+
+    def _enter(self, guider: Any, options: dict[str, Any]) -> None:
+        self._guider, self._options = guider, options
+        self._uuid = next(iter(guider.conds["negative"]))["uuid"]
+        repair(guider.inner_model, self.device)
+
+
+class _Caller(comfy.samplers.Sampler):
+    """A sampler that does the core's work instead of stepping, and hands the empty latent back."""
+
+    def __init__(self, model: HostModel, work: Callable[[DiffusionModel], Any]) -> None:
+        self.model, self.work, self.result = model, work, None
+
+    def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], *rest: Any, **options: Any) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            self.model._enter(model_wrap, extra_args["model_options"])
+            self.result = self.work(self.model)
+        return torch.zeros(1, *self.model._latent_shape(), device=self.model.device)
+
+
+def _private_clone(model: Any) -> Any:
+    """A clone with resident weights and an attention that has a gradient; the user's MODEL is left alone."""
+    try:
+        clone = model.clone(disable_dynamic=True)
+    except TypeError:
+        clone = model.clone()
+    options = clone.model_options.setdefault("transformer_options", {})
+    options["optimized_attention_override"] = lambda original, *args, **kwargs: attention_pytorch(*args, **kwargs)
+    return clone
+
+
+@contextmanager
+def _training_flag() -> Iterator[None]:
+    """Newer hosts choose differentiable kernels while this flag is set."""
+    if not hasattr(memory, "in_training"):
+        yield
+        return
+    before, memory.in_training = memory.in_training, True
+    try:
+        yield
+    finally:
+        memory.in_training = before
+
+
+def _uses_pooled(network: Any) -> bool:
+    """Whether the architecture reads a pooled vector (its ADM input, or a vector input of its transformer)."""
+    return network.adm_channels > 0 or "vec_in_dim" in network.model_config.unet_config
+
+
+def _repeated(part: Conditioning, length: int) -> Conditioning:
+    """Repeat tokens to ``length``: neutral for cross-attention without positions, which is all that repeats here."""
+    times, rest = divmod(length, part.tokens.shape[1])
+    if rest or (times > 1 and part.mask is not None):
+        raise ValueError(
+            f"Got prompts of {part.tokens.shape[1]} and {length} tokens in one batch, which this model cannot join. "
+            "Try prompts of similar length, or a micro-batch of 1."
+        )
+    return part if times == 1 else Conditioning(part.tokens.repeat(1, times, 1), part.mask, part.pooled)

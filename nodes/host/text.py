@@ -1,0 +1,61 @@
+"""The host's text encoder as the core sees it: which family it is, and what it encodes."""
+
+from typing import Any
+
+import torch
+
+from reneg_core.embedding import NegativeEmbedding, Provenance
+from reneg_core.model import Conditioning
+
+from ..layout import from_host
+
+FAMILY_OF_CLASS = {
+    "SD2ClipModel": "openclip-h",
+    "SDXLClipModel": "sdxl",
+    "SDXLRefinerClipModel": "openclip-g",
+    "StableCascadeClipModel": "openclip-g",
+    "SD3ClipModel": "sd3",
+    "PixArtT5XXL": "t5-xxl",
+    "FluxClipModel": "t5-xxl",
+    "MochiT5XXL": "t5-xxl",
+    "LTXVT5": "t5-xxl",
+    "CosmosT5XXL": "t5-xxl-1.0",
+    "WanT5Model": "umt5-xxl",
+    "SD1ClipModel": "clip-l",
+}
+
+
+def family_of(clip: Any) -> str:
+    """The text-encoder family of a CLIP, as embeddings name it; an unknown encoder is named by its class.
+
+    Encoders derive from SD1ClipModel whatever they are, so that name alone counts only when the class is it.
+    """
+    lineage = [cls.__name__ for cls in type(clip.cond_stage_model).__mro__]
+    known = next((FAMILY_OF_CLASS[name] for name in lineage if name in FAMILY_OF_CLASS), None)
+    if known == "clip-l" and not hasattr(clip.cond_stage_model, "clip_l"):
+        return lineage[0]
+    return known or lineage[0]
+
+
+def encode(clip: Any, text: str) -> tuple[Conditioning, dict[str, Any]]:
+    """One prompt as conditioning and as the dict that the host carries with it; no graph, ordinary tensors."""
+    with torch.inference_mode(False), torch.no_grad():
+        [[tokens, extra], *_] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        return from_host(tokens, extra), extra
+
+
+def embedding_from(conditioning: list[list[Any]], family: str = "") -> NegativeEmbedding:
+    """A CONDITIONING of one prompt as an embedding; ValueError for several entries, which cannot be one embedding."""
+    if len(conditioning) != 1:
+        raise ValueError(
+            f"Got a conditioning of {len(conditioning)} entries (combined or scheduled prompts), expected one. "
+            "Try the prompts one by one and blend the embeddings."
+        )
+    part = from_host(*conditioning[0])
+    needs_pooled = part.pooled if part.tokens.shape[2] not in (768, 1024) else None
+    return NegativeEmbedding(part.tokens[:1], family, part.mask, needs_pooled, Provenance(source="conditioning"))
+
+
+def require_fit(embedding: NegativeEmbedding, clip: Any, null: Conditioning) -> None:
+    """Refuse an embedding of another text encoder, saying which file would fit."""
+    embedding.require(family_of(clip), null.tokens.shape[2])

@@ -1,0 +1,66 @@
+"""The example workflows made small enough for the test checkpoints, and a client for them."""
+
+import json
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from hosting import PACK, Server
+
+API = PACK / "workflows" / "api"
+NAMES = sorted(path.stem for path in API.glob("*.json"))
+SMALL = {
+    "width": 64, "height": 64, "steps": 2, "sampling_steps": 3, "batch_size": 2, "micro_batch": 2, "validate_every": 1,
+    "validation_pairs": 1, "pictures": 1, "seeds": 1, "reward_name": "brightness", "learning_rate": 0.05,
+    "embedding_name": "test.safetensors", "image": "hint.png", "control_net_name": "reneg-test-control.safetensors",
+    "points": 1,
+}
+
+
+def small(name: str, **changes: Any) -> dict[str, dict[str, Any]]:
+    """An example workflow with the test checkpoint, a few steps and pictures of 64 pixels."""
+    graph = json.loads((API / f"{name}.json").read_text())
+    rewards = iter(["brightness", "sharpness"])
+    for node in graph.values():
+        inputs = node["inputs"]
+        inputs |= {k: v for k, v in {**SMALL, **changes}.items() if k in inputs and not isinstance(inputs[k], list)}
+        if "ckpt_name" in inputs:
+            version = "21" if inputs["ckpt_name"].startswith("v2") else "15"
+            inputs["ckpt_name"] = f"reneg-test-sd{version}.safetensors"
+        if node["class_type"] == "ReNegLoadReward":
+            inputs["reward_name"] = next(rewards)
+        if "21" in name and "embedding_name" in inputs:
+            inputs["embedding_name"] = "test21.safetensors"
+    return graph
+
+
+def request(server: Server, path: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(server.url + path, data), timeout=60) as answer:
+        text = answer.read()
+    return json.loads(text) if text else None
+
+
+def wait(server: Server, prompt_id: str, seconds: float = 240) -> dict[str, Any]:
+    """The history entry of a finished prompt."""
+    for _ in range(int(seconds * 4)):
+        entry = request(server, f"/history/{prompt_id}")
+        if prompt_id in entry:
+            return entry[prompt_id]
+        time.sleep(0.25)
+    raise TimeoutError(f"{prompt_id} did not finish in {seconds} s")
+
+
+def prepare(base: Path) -> None:
+    """The files the workflows name: an embedding for each family and a picture for the ControlNet."""
+    import torch
+    from PIL import Image
+
+    from reneg_core import NegativeEmbedding
+
+    generator = torch.Generator().manual_seed(11)
+    for name, width in (("test", 768), ("test21", 1024)):
+        embedding = NegativeEmbedding(torch.randn(1, 77, width, generator=generator))
+        embedding.save(base / "models" / "reneg" / f"{name}.safetensors", overwrite=True)
+    Image.radial_gradient("L").convert("RGB").resize((64, 64)).save(base / "input" / "hint.png")

@@ -1,0 +1,114 @@
+"""A ComfyUI for the tests: where it is, which Python runs it, its base folder, and one process of it on the CPU."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parents[2]
+MISSING = (
+    "NO COMFYUI FOUND: the host tests are skipped. Set COMFYUI_PATH to a checkout (and COMFYUI_PYTHON to the Python "
+    "that runs it), or put one at ~/comfy/ComfyUI."
+)
+
+
+def find_host() -> Path | None:
+    """COMFYUI_PATH, else the ComfyUI whose custom_nodes this pack lies in, else ~/comfy/ComfyUI."""
+    places = [os.environ.get("COMFYUI_PATH"), PACK.parent.parent, Path.home() / "comfy" / "ComfyUI"]
+    return next((Path(p) for p in places if p and (Path(p) / "main.py").is_file()
+                 and (Path(p) / "comfy_api").is_dir()), None)
+
+
+def find_python(host: Path) -> str | None:
+    """COMFYUI_PYTHON, else a virtual environment in or beside the checkout, else this interpreter if it can."""
+    folders = [folder / name for folder in (host, host.parent) for name in (".venv", "venv")]
+    found = [folder / name for folder in folders for name in ("bin/python", "Scripts/python.exe")]
+    places = [os.environ.get("COMFYUI_PYTHON"), *map(str, found), sys.executable]
+    wanted = "import torch, torchsde, aiohttp, comfyui_frontend_package"
+    return next((p for p in places if p and Path(p).is_file()
+                 and subprocess.run([p, "-c", wanted], capture_output=True).returncode == 0), None)
+
+
+def models_folder(host: Path, python: str) -> Path:
+    """The test checkpoints, built once per version of their builder and kept in the temporary folder."""
+    builder = Path(__file__).with_name("checkpoints.py")
+    key = hashlib.sha256(builder.read_bytes()).hexdigest()[:12]
+    folder = Path(tempfile.gettempdir()) / f"reneg-host-models-{key}"
+    if not (folder / "done").exists():
+        part = folder.with_name(f"{folder.name}.{os.getpid()}")
+        subprocess.run([python, str(builder), str(host), str(part)], check=True, capture_output=True)
+        (part / "done").touch()
+        with contextlib.suppress(OSError):
+            part.rename(folder)
+    return folder
+
+
+def base_directory(folder: Path, models: Path) -> Path:
+    """A ``--base-directory`` with the test checkpoints and the pack in custom_nodes, installed as users do."""
+    for kind in ("checkpoints", "controlnet", "loras"):
+        target = folder / "models" / kind
+        target.mkdir(parents=True)
+        for file in (models / kind).iterdir():
+            (target / file.name).symlink_to(file)
+    for name in ("custom_nodes", "input", "output", "user"):
+        (folder / name).mkdir()
+    (folder / "custom_nodes" / "reneg").symlink_to(PACK, target_is_directory=True)
+    return folder
+
+
+@dataclass
+class Server:
+    """A running ComfyUI."""
+
+    url: str
+    base: Path
+    process: subprocess.Popen
+    log: Path
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def start_server(host: Path, python: str, base: Path, *options: str) -> Server:
+    """Start ComfyUI on a free port and wait until it answers; RuntimeError with its log otherwise."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = base / f"server-{port}.log"
+    command = [python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base),
+               "--disable-auto-launch", *options]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=host, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    server = Server(f"http://127.0.0.1:{port}", base, process, log)
+    for _ in range(240):
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            urllib.request.urlopen(f"{server.url}/system_stats", timeout=2)
+            return server
+        time.sleep(0.5)
+    server.stop()
+    raise RuntimeError(f"ComfyUI did not start:\n{log.read_text()[-4000:]}")
+
+
+def copy_published(data: Path, base: Path) -> None:
+    """The published embeddings, where they are at hand, as a user puts them into models/reneg."""
+    folder = base / "models" / "reneg"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted((data / "reneg").glob("*.bin")) if data.is_dir() else []:
+        shutil.copy(file, folder / file.name)

@@ -1,0 +1,203 @@
+"""Training through the host's MODEL: the gradient is right, the host is as before, stop and resume keep the best."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as memory
+import pytest
+import torch
+from reneg_pack.nodes.compare import CompareNegatives
+from reneg_pack.nodes.host import files, rewards
+from reneg_pack.nodes.host.model import HostModel
+from reneg_pack.nodes.host.tensors import unusable
+from reneg_pack.nodes.layout import to_host
+from reneg_pack.nodes.training import AdaptEmbedding, TrainEmbedding
+
+import nodes
+from reneg_core.guidance import Guidance
+from reneg_core.training.objective import Rollout, reward_gradient
+
+OPTIONS = {"width": 64, "height": 64, "sampling_steps": 4, "cfg": 4.0, "learning_rate": 0.1, "points": 1,
+           "micro_batch": 4, "scheduler": "normal", "solver": "euler", "checkpointing": False}
+TRAIN = {**OPTIONS, "steps": 6, "batch_size": 2, "seed": 0, "validate_every": 3, "validation_pairs": 2, "patience": 0,
+         "norm_limit": 0.0, "prompts": "a red house\na blue bird", "prompt_file": "none"}
+
+
+@pytest.fixture(scope="module")
+def brightness() -> Any:
+    return rewards.load("brightness", None, torch.float32)
+
+
+def render(checkpoint: tuple, positive: list, negative: list) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the stock nodes make: latents and picture."""
+    latent = nodes.KSampler().sample(checkpoint[0], 5, 2, 7.0, "euler", "normal", positive, negative,
+                                     {"samples": torch.zeros(1, 4, 8, 8)})[0]
+    return latent["samples"], nodes.VAEDecode().decode(checkpoint[2], latent)[0]
+
+
+def parts(checkpoint: tuple, **options: Any) -> dict[str, Any]:
+    return dict(zip(("model", "clip", "vae"), checkpoint, strict=True)) | options
+
+
+def gradient_of(model: HostModel, reward: Any, tokens: torch.Tensor, checkpointing: bool = False) -> Any:
+    """Reward gradient of the first estimate of a schedule that begins late, for one prompt and one seed: no earlier
+    step depends on the negative, so that finite differences of the whole measure the same."""
+    def work(host: HostModel) -> Any:
+        from reneg_core.model import Conditioning
+
+        host.checkpointing(checkpointing)
+        rollout = Rollout(host.sigmas(4)[2:], Guidance(4.0))
+        return reward_gradient(host, reward, ["a red house"], host.encode(["a red house"]), Conditioning(tokens),
+                               host.noise([3]), rollout, [0])
+
+    return model.run(work)
+
+
+def test_gradient_agrees_with_finite_differences(checkpoint, brightness, embedding) -> None:
+    with torch.inference_mode(False):
+        model = HostModel(*checkpoint, companions=brightness.patchers, height=64, width=64)
+        tokens = embedding.tokens.clone()
+        found = gradient_of(model, brightness.reward, tokens)
+        direction = found.tokens / found.tokens.norm()
+        step = 0.3
+        sides = [gradient_of(model, brightness.reward, tokens + sign * step * direction).rewards.double().sum()
+                 for sign in (1, -1)]
+    numeric = ((sides[0] - sides[1]) / (2 * step)).item()
+    assert found.tokens.norm().item() == pytest.approx(numeric, rel=0.05)
+    assert numeric > 1e-6
+
+
+def test_cloning_checkpoints_give_the_same_gradient_and_leave(checkpoint, brightness, embedding) -> None:
+    with torch.inference_mode(False):
+        model = HostModel(*checkpoint, height=64, width=64)
+        plain = gradient_of(model, brightness.reward, embedding.tokens.clone())
+        again = gradient_of(model, brightness.reward, embedding.tokens.clone(), checkpointing=True)
+    torch.testing.assert_close(again.tokens, plain.tokens, rtol=1e-4, atol=1e-9)
+    assert not any("forward" in vars(module) for module in checkpoint[0].model.modules())
+
+
+def test_a_fresh_load_is_repaired_again(checkpoint, brightness, embedding) -> None:
+    memory.unload_all_models()
+    memory.load_models_gpu([checkpoint[0]], force_full_load=True)
+    weight = next(iter(checkpoint[0].model.diffusion_model.parameters()))
+    with torch.inference_mode(False):
+        model = HostModel(*checkpoint, height=64, width=64)
+        gradient = gradient_of(model, brightness.reward, embedding.tokens.clone()).tokens
+    assert gradient.abs().sum() > 0
+    assert not weight.requires_grad
+    assert not any(unusable(p) for p in checkpoint[0].model.diffusion_model.parameters())
+
+
+def test_lora_trains_and_the_base_is_unchanged(checkpoint, positive, brightness, embedding) -> None:
+    before = render(checkpoint, positive, to_host(embedding))
+    patched = nodes.LoraLoader().load_lora(checkpoint[0], checkpoint[1], "reneg-test-lora.safetensors", 1.0, 0.0)
+    with torch.inference_mode(False):
+        plain = gradient_of(HostModel(*checkpoint, height=64, width=64), brightness.reward, embedding.tokens.clone())
+        lora = gradient_of(HostModel(*patched, checkpoint[2], height=64, width=64), brightness.reward,
+                           embedding.tokens.clone())
+    assert not torch.equal(plain.tokens, lora.tokens)
+    assert all(map(torch.equal, render(checkpoint, positive, to_host(embedding)), before))
+
+
+def test_training_raises_the_reward_and_leaves_the_host_as_it_was(call, checkpoint, positive, brightness, embedding):
+    before = render(checkpoint, positive, to_host(embedding))
+    out = call(TrainEmbedding, **parts(checkpoint), reward=brightness, run_name="test_rise", **TRAIN)
+    report = json.loads(out[4])
+    assert report["reason"] == "done" and report["steps"] == 6
+    assert report["best_reward"] > report["start_reward"] + 1e-3
+    assert all(map(torch.equal, render(checkpoint, positive, to_host(embedding)), before))
+    assert out[2].ndim == 4 and out[3].shape == (4, 64, 64, 3)
+    assert "test_rise/negative.safetensors" in files.embedding_names()
+    assert not any("checkpoints" in name for name in files.embedding_names())
+    _, picture = render(checkpoint, positive, out[0])
+    assert not torch.equal(picture, before[1])
+
+
+def test_stop_keeps_the_best_and_the_run_goes_on_later(call, checkpoint, brightness, monkeypatch) -> None:
+    from reneg_pack.nodes import watching
+
+    original = watching.NodeObserver.on_step
+
+    def stop_at_four(self: Any, record: dict) -> None:
+        original(self, record)
+        if record["step"] == 4:
+            memory.interrupt_current_processing(True)
+
+    monkeypatch.setattr(watching.NodeObserver, "on_step", stop_at_four)
+    inputs = {**parts(checkpoint), "reward": brightness, **TRAIN}
+    stopped = call(TrainEmbedding, **inputs, run_name="test_stop")
+    first = TrainEmbedding.fingerprint_inputs(run_name="test_stop")
+    assert json.loads(stopped[4])["reason"] == "stopped" and json.loads(stopped[4])["steps"] == 4
+    assert not memory.processing_interrupted(), "what follows the training still runs"
+    monkeypatch.setattr(watching.NodeObserver, "on_step", original)
+    resumed = call(TrainEmbedding, **inputs, run_name="test_stop")
+    whole = call(TrainEmbedding, **inputs, run_name="test_whole")
+    assert json.loads(resumed[4])["steps"] == 6
+    assert torch.equal(resumed[1].tokens, whole[1].tokens)
+    assert TrainEmbedding.fingerprint_inputs(run_name="test_stop") != first
+
+
+def test_other_settings_in_the_same_run_are_refused(call, checkpoint, brightness) -> None:
+    call(TrainEmbedding, **parts(checkpoint), reward=brightness, run_name="test_same", **{**TRAIN, "steps": 1})
+    with pytest.raises(ValueError, match=r"(?s)cannot be resumed.*learning_rate"):
+        call(TrainEmbedding, **parts(checkpoint), reward=brightness, run_name="test_same",
+             **{**TRAIN, "steps": 1, "learning_rate": 0.2})
+
+
+def test_second_run_does_not_leak(call, checkpoint, brightness) -> None:
+    import gc
+
+    def living() -> int:
+        gc.collect()
+        return sum(t.numel() for t in gc.get_objects() if isinstance(t, torch.Tensor))
+
+    sizes = []
+    for name in ("leak_a", "leak_b", "leak_c"):
+        call(TrainEmbedding, **parts(checkpoint), reward=brightness, run_name=name, **{**TRAIN, "steps": 1})
+        sizes.append(living())
+    assert sizes[2] <= sizes[1] * 1.001
+
+
+def test_adapting_never_lowers_the_reward(call, checkpoint, brightness, embedding) -> None:
+    out = call(AdaptEmbedding, **parts(checkpoint), reward=brightness, embedding=embedding, prompt="a house", seed=4,
+               pictures=2, steps=2, patience=2, **OPTIONS)
+    report = json.loads(out[4])
+    assert len(out[3]) == 2 and all(a >= b for a, b in zip(report["rewards"], report["start_rewards"], strict=True))
+    assert max(report["rewards"]) > max(report["start_rewards"])
+    assert out[0].shape == (2, 64, 64, 3)
+
+
+def test_compare_scores_every_negative_on_the_same_noise(call, checkpoint, brightness, embedding, positive) -> None:
+    out = call(CompareNegatives, **parts(checkpoint), reward=brightness, prompts="a red house\na blue bird", seeds=1,
+               first_seed=0, adapted=False, text_negative=to_host(embedding), embedding=embedding,
+               **{k: OPTIONS[k] for k in ("width", "height", "sampling_steps", "cfg", "micro_batch", "scheduler")})
+    report = json.loads(out[2])
+    text, ours, none = (report["scores"]["brightness"][name] for name in ("text", "embedding", "none"))
+    assert text == ours, "the same negative by two inputs gives the same pictures"
+    assert none != ours
+    assert out[0].ndim == 4 and out[1].ndim == 4
+
+
+def test_what_cannot_be_trained_is_refused_with_the_reason(checkpoint) -> None:
+    from reneg_pack.nodes.host.checks import check_trainable, explained
+
+    class Double:
+        """The few attributes the checks read, of a distilled model and of an inpainting model."""
+
+        def __init__(self, **changes: Any) -> None:
+            config = type("Flux", (), {"unet_config": changes})()
+            self.model = type("M", (), {"model_config": config, "concat_keys": changes.get("concat_keys", ()),
+                                        "latent_format": checkpoint[0].model.latent_format})()
+
+    with pytest.raises(ValueError, match="guidance-distilled: it has no negative branch"):
+        check_trainable(Double(guidance_embed=True), checkpoint[2])
+    with pytest.raises(ValueError, match="needs more than text"):
+        check_trainable(Double(concat_keys=("mask",)), checkpoint[2])
+    with pytest.raises(ValueError, match="cannot compute the gradient of SD15"), explained(checkpoint[0]):
+        raise RuntimeError("Trying to backward through comfy_kitchen but no autograd formula was registered")
+
+
+def test_folder_holds_what_the_core_writes() -> None:
+    folder = Path(files.run_folder("test_rise"))
+    assert {"best.safetensors", "negative.safetensors", "metrics.jsonl"} <= {p.name for p in folder.iterdir()}

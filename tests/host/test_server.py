@@ -1,0 +1,194 @@
+"""A real ComfyUI process with the pack installed: nodes, workflows, stop, faults, queue, restart, resume, client."""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+from pathlib import Path
+from typing import Any
+
+import graphs
+import hosting
+import pytest
+from hosting import PACK, Server
+
+CONTRACT = PACK / "tests" / "nodes" / "contract.json"
+
+
+@pytest.fixture(scope="module")
+def ready(server: Server) -> Server:
+    graphs.prepare(server.base)
+    return server
+
+
+def queue(server: Server, graph: dict[str, Any]) -> str:
+    answer = graphs.request(server, "/prompt", {"prompt": graph})
+    assert not answer["node_errors"], answer
+    return answer["prompt_id"]
+
+
+def refused(server: Server, graph: dict[str, Any]) -> str:
+    with pytest.raises(urllib.error.HTTPError) as error:
+        graphs.request(server, "/prompt", {"prompt": graph})
+    assert error.value.code == 400
+    return error.value.read().decode()
+
+
+def contract_of(info: dict[str, Any]) -> dict[str, Any]:
+    """What may never change: input names in order, their types, output types in order."""
+    inputs = {group: {name: kind if isinstance(kind := spec[0], str) else "COMBO" for name, spec in part.items()}
+              for group, part in info["input"].items() if group != "hidden"}
+    return {"inputs": inputs, "outputs": info["output"], "output_names": info["output_name"],
+            "list_outputs": info["output_is_list"], "display_name": info["display_name"]}
+
+
+def test_every_node_is_registered_as_the_contract_says(ready) -> None:
+    info = graphs.request(ready, "/object_info")
+    ours = {name: contract_of(node) for name, node in info.items() if name.startswith("ReNeg")}
+    assert ours == json.loads(CONTRACT.read_text()), "node ids and input names are stable for ever: see contract.json"
+    assert all(info[name]["description"] and info[name]["category"] == "ReNeg" for name in ours)
+    for name in ours:
+        for part in info[name]["input"].values():
+            for field, spec in part.items():
+                assert spec[1].get("tooltip") if len(spec) > 1 else False, f"{name}.{field} has no tooltip"
+
+
+@pytest.mark.parametrize("name", graphs.NAMES)
+def test_workflow_runs_to_the_end(name: str, ready) -> None:
+    entry = graphs.wait(ready, queue(ready, graphs.small(name)))
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+    assert entry["outputs"]
+
+
+def test_bad_inputs_are_refused_before_anything_runs(ready) -> None:
+    for field, value, message in (
+        ("embedding_name", "../../secret.safetensors", "Got the file name"),
+        ("embedding_name", "absent.safetensors", "No file"),
+        ("sampler_name", "no_such_sampler", "expected one of"),
+        ("cfg", 1000.0, "bigger than max"),
+    ):
+        assert message in refused(ready, graphs.small("1_use_embedding_sd15", **{field: value}))
+    assert "Got the file name" in refused(ready, graphs.small("4_train_embedding", run_name="../../x"))
+
+
+def test_two_queued_runs_both_finish_and_the_second_is_cached(ready) -> None:
+    graph = graphs.small("3_score_and_pick_best", seed=77)
+    ids = [queue(ready, graph), queue(ready, graph)]
+    entries = [graphs.wait(ready, i) for i in ids]
+    assert all(entry["status"]["status_str"] == "success" for entry in entries)
+    cached = next(m for m in entries[1]["status"]["messages"] if m[0] == "execution_cached")[1]["nodes"]
+    assert len(cached) == len(graph)
+
+
+def test_an_error_in_a_node_is_told_in_words(ready) -> None:
+    graph = graphs.small("1_use_embedding_sd15", embedding_name="test21.safetensors", seed=5)
+    entry = graphs.wait(ready, queue(ready, graph))
+    [error] = [m[1] for m in entry["status"]["messages"] if m[0] == "execution_error"]
+    assert error["exception_message"].startswith("Got an embedding for the text encoder openclip-h")
+
+
+def metrics(server: Server, run: str) -> list[dict[str, Any]]:
+    path = server.base / "output" / "reneg" / run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_stop_keeps_the_best_and_queueing_again_goes_on(ready) -> None:
+    graph = graphs.small("4_train_embedding", run_name="stopped", steps=400, validate_every=2)
+    prompt_id = queue(ready, graph)
+    for _ in range(600):
+        if len(metrics(ready, "stopped")) > 4:
+            break
+        time.sleep(0.1)
+    graphs.request(ready, "/interrupt", {"prompt_id": prompt_id})
+    entry = graphs.wait(ready, prompt_id)
+    assert entry["status"]["status_str"] == "success", "what follows the training runs with the best so far"
+    done = max(m["step"] for m in metrics(ready, "stopped"))
+    assert 2 <= done < 400
+    folder = ready.base / "output" / "reneg" / "stopped"
+    assert (folder / "best.safetensors").exists() and (folder / "negative.safetensors").exists()
+    again = queue(ready, graph)
+    for _ in range(600):
+        if max(m["step"] for m in metrics(ready, "stopped")) > done + 1:
+            break
+        time.sleep(0.1)
+    graphs.request(ready, "/interrupt", {"prompt_id": again})
+    graphs.wait(ready, again)
+    steps = [m["step"] for m in metrics(ready, "stopped") if m["event"] == "step"]
+    assert steps == list(range(1, max(steps) + 1)) and max(steps) > done
+
+
+def test_restart_finds_what_training_wrote_and_resumes(host, ready, tmp_path) -> None:
+    for folder in ("models", "custom_nodes"):
+        (tmp_path / folder).symlink_to(ready.base / folder, target_is_directory=True)
+    for folder in ("input", "output", "user"):
+        (tmp_path / folder).mkdir()
+    graph = graphs.small("4_train_embedding", run_name="restarted", steps=3)
+    for _ in range(2):
+        running = hosting.start_server(*host, tmp_path)
+        try:
+            entry = graphs.wait(running, queue(running, graph))
+            assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+            assert "restarted/negative.safetensors" in graphs.request(running, "/models/reneg")
+        finally:
+            running.stop()
+    steps = [m["step"] for m in metrics(running, "restarted") if m["event"] == "step"]
+    assert steps == [1, 2, 3], "the second process had nothing left to do"
+
+
+def test_the_client_runs_a_workflow_and_saves_its_pictures(ready, tmp_path) -> None:
+    workflow = tmp_path / "w.json"
+    workflow.write_text(json.dumps(graphs.small("1_use_embedding_sd15")))
+    command = [sys.executable, "-c", "import sys; from reneg_core.commands import comfy; import argparse; "
+               "p = argparse.ArgumentParser(); comfy.add_parser(p.add_subparsers()); a = p.parse_args(sys.argv[1:]); "
+               "sys.exit(a.run(a))", "comfy", "run", str(workflow), "--server", ready.url, "--output", str(tmp_path),
+               "--set", "ReNegCFGSampler.seed=123", "--set", "Positive.text=a green tree"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PACK)
+    assert done.returncode == 0, done.stderr
+    [picture] = [Path(line) for line in done.stdout.split()]
+    assert picture.read_bytes().startswith(b"\x89PNG") and "ReNegCFGSampler" in done.stderr
+
+
+def test_the_client_says_what_is_wrong(ready) -> None:
+    from reneg_core.comfy_client import ComfyClient, WorkflowError
+
+    with pytest.raises(WorkflowError, match=r"(?s)node .*Load ReNeg|ReNegLoadEmbedding.*No file"):
+        ComfyClient(ready.url).run(graphs.small("1_use_embedding_sd15", embedding_name="absent.safetensors"))
+    with pytest.raises(WorkflowError, match=r"failed: Got an embedding for the text encoder openclip-h"):
+        ComfyClient(ready.url).run(graphs.small("1_use_embedding_sd15", embedding_name="test21.safetensors", seed=6))
+    with pytest.raises(OSError, match=r"No ComfyUI answers at http://127\.0\.0\.1:9"):
+        ComfyClient("http://127.0.0.1:9").run({})
+
+
+def test_progress_comes_over_the_websocket(ready) -> None:
+    pytest.importorskip("websocket", reason="progress needs the package websocket-client")
+    from reneg_core.comfy_client import ComfyClient
+
+    seen = []
+    ComfyClient(ready.url).run(graphs.small("1_use_embedding_sd15", seed=321), seen.append)
+    assert any(p.node == "ReNegCFGSampler" and p.total == 2 for p in seen)
+
+
+def test_help_pages_templates_and_words_are_served(ready) -> None:
+    names = json.loads(CONTRACT.read_text())
+    for name in names:
+        assert graphs.urllib.request.urlopen(f"{ready.url}/extensions/reneg/docs/{name}.md").status == 200
+    templates = graphs.request(ready, "/workflow_templates")["reneg"]
+    assert sorted(templates) == graphs.NAMES
+    words = graphs.request(ready, "/i18n")["en"]["nodeDefs"]
+    assert all(words[name]["display_name"] == node["display_name"] for name, node in names.items())
+
+
+def test_a_missing_package_costs_only_its_nodes(host, tmp_path) -> None:
+    """With reneg_core.evaluate's numpy-free parts gone, the compare node is missing and the others are there."""
+    folder, python = host
+    script = (
+        "import sys, logging, asyncio; sys.path.insert(0, sys.argv[1]); import comfy.cli_args as a; a.args.cpu = True; "
+        "a.args.base_directory = sys.argv[3]; import importlib.util as u; "
+        "sys.modules['reneg_core.evaluate'] = None; sys.modules['matplotlib'] = None; "
+        "r = sys.argv[2]; s = u.spec_from_file_location('pack', r + '/__init__.py', submodule_search_locations=[r]); "
+        "m = u.module_from_spec(s); sys.modules['pack'] = m; s.loader.exec_module(m); "
+        "from pack.nodes import load_nodes; print(len(load_nodes(('embedding', 'rewards', 'sampling', 'training'))))"
+    )
+    done = subprocess.run([python, "-c", script, str(folder), str(PACK), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split()[-1] == "11", done.stderr[-2000:]

@@ -32,17 +32,15 @@ class _Residual(nn.Module):
 class RewardNetwork(nn.Module):
     """Images [B, 3, 32, 32] in [0, 1] to ``quality`` [B] and logits for shape [B, 6], colour and background [B, 8]."""
 
-    def __init__(self, widths: tuple[int, int, int] = (32, 48, 96)) -> None:
+    def __init__(self, wide: int = 48, deep: int = 96) -> None:
         super().__init__()
-        stem, middle, last = widths
         self.features = nn.Sequential(
-            nn.Conv2d(3, stem, 3, padding=1), nn.SiLU(),
-            nn.Conv2d(stem, middle, 4, stride=2, padding=1), _Residual(middle),
-            nn.Conv2d(middle, last, 4, stride=2, padding=1), _Residual(last), _Residual(last),
-            nn.GroupNorm(8, last), nn.SiLU(),
+            nn.Conv2d(3, wide, 4, stride=2, padding=1), _Residual(wide),
+            nn.Conv2d(wide, deep, 4, stride=2, padding=1), _Residual(deep),
+            nn.GroupNorm(8, deep), nn.SiLU(),
         )  # fmt: skip
         outputs = 1 + len(SHAPES) + 2 * len(COLOUR_NAMES)
-        self.head = nn.Sequential(nn.Linear(2 * last, last), nn.SiLU(), nn.Linear(last, outputs))
+        self.head = nn.Sequential(nn.Linear(2 * deep, deep), nn.SiLU(), nn.Linear(deep, outputs))
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Quality and the three logits, see the class."""
@@ -76,7 +74,7 @@ class TinyReward(Reward):
     def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
         images = images.to(self.mean.dtype)
         if images.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
-            images = F.interpolate(images, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
+            images = F.interpolate(images, (IMAGE_SIZE, IMAGE_SIZE), mode="area")
         return (raw_score(self.network, images, prompts) - self.mean) / self.std
 
 

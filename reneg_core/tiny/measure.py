@@ -102,7 +102,7 @@ def _check(images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, list[Named]]
             )
     images = images.detach().float().cpu()
     if images.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
-        images = F.interpolate(images, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
+        images = F.interpolate(images, (IMAGE_SIZE, IMAGE_SIZE), mode="area")
     return images, wanted * len(images) if len(wanted) == 1 else wanted
 
 

@@ -19,14 +19,15 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from reneg_core.tiny import networks, prompts
+from reneg_core.tiny import networks, prompts, world
 from reneg_core.tiny.pictures import SPOILT_SHARE, draw
 from reneg_core.tiny.train_reward import train_reward
 
 SEED = 2412
 SAVE_EVERY = 500  # UNet steps
+WORD_STEPS = 500  # of the text encoder alone, before the UNet
 LABELLED_SHARE = 0.28  # of the spoilt pictures: their caption names the flaws
 DROPOUT_SHARE = 0.10  # of the captions: empty, for classifier-free guidance
 UNKNOWN_SHARE = 0.03  # of the captions: a made-up word inside, so that unknown words do little harm
@@ -197,10 +198,13 @@ def train_unet(out: Path, budget: Budget) -> None:
     bank = build_bank(vae, 256 * 160, generator)
     tokenizer = networks.build_tokenizer(out / "tokenizer")
     text_encoder, unet = networks.build_text_encoder(tokenizer), networks.build_unet()
-    average = Average([unet, text_encoder])
     captioner = Captioner(tokenizer)
-    parameters = [*unet.parameters(), *text_encoder.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1.2e-3, weight_decay=1e-3, betas=(0.9, 0.99))
+    _teach_words(text_encoder, captioner, bank, rng, generator)
+    unet.to(memory_format=torch.channels_last)
+    average = Average([unet, text_encoder])
+    rates = {unet: 1.2e-3, text_encoder: 4e-4}
+    groups = [{"params": list(module.parameters()), "lr": rate} for module, rate in rates.items()]
+    optimizer = torch.optim.AdamW(groups, weight_decay=1e-3, betas=(0.9, 0.99))
     every = [tuple(row) for row in bank.combinations.tolist()]
 
     def step() -> Tensor:
@@ -218,15 +222,49 @@ def train_unet(out: Path, budget: Budget) -> None:
     networks.save_pipeline(out, vae, *average.shadow, tokenizer)
 
 
+def _teach_words(
+    text_encoder: CLIPTextModel, captioner: Captioner, bank: Bank, rng: random.Random, generator: torch.Generator
+) -> None:
+    """Let the text encoder first learn to tell what a caption names, at its end and in the padding behind it."""
+    sizes = [len(world.SHAPES), len(world.COLOUR_NAMES), len(world.COLOUR_NAMES), len(world.DEGRADATIONS)]
+    head = nn.Linear(networks.TEXT_WIDTH, sum(sizes))
+    optimizer = torch.optim.AdamW([*text_encoder.parameters(), *head.parameters()], lr=1e-3, weight_decay=1e-3)
+
+    def step() -> Tensor:
+        rows = torch.randint(len(bank.combinations), (64,), generator=generator)
+        flaws = bank.strength[rows] * (torch.rand(64, 1, generator=generator) < 0.5)
+        named = [tuple(row) for row in bank.combinations[rows].tolist()]
+        texts = [_full_caption(*pair, rng) for pair in zip(named, flaws, strict=True)]
+        encoded = text_encoder(captioner(texts))
+        loss = torch.zeros(())
+        for features in (encoded.pooler_output, encoded.last_hidden_state[:, -1]):
+            *logits, flawed = head(features).split(sizes, dim=1)
+            answers = bank.combinations[rows].unbind(1)
+            loss = loss + sum(F.cross_entropy(a, b) for a, b in zip(logits, answers, strict=True))
+            loss = loss + F.binary_cross_entropy_with_logits(flawed, (flaws > 0).float())
+        return loss
+
+    Budget(WORD_STEPS).run(step, optimizer, lambda: None)
+
+
+def _full_caption(combination: prompts.Combination, flaws: Tensor, rng: random.Random) -> str:
+    """A caption that names the combination whatever its flaws."""
+    text = prompts.caption(combination, prompts.flaw_words(flaws), rng)
+    while prompts.named(text).shape is None:
+        text = prompts.caption(combination, prompts.flaw_words(flaws), rng)
+    return text
+
+
 _NOISE = DDPMScheduler.from_config(networks.build_scheduler().config)
 
 
 def _diffusion_loss(
     unet: UNet2DConditionModel, tokens: Tensor, latents: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Epsilon loss with min-SNR weights (Hang et al. 2023, equation 8, gamma 5)."""
+    """Epsilon loss with min-SNR weights (Hang et al. 2023, equation 8, gamma 5); the noisier steps, where the words
+    matter, are drawn more often."""
     noise = torch.randn(latents.shape, generator=generator)
-    time_step = torch.randint(1000, (len(latents),), generator=generator)
+    time_step = (1000 * torch.rand(len(latents), generator=generator) ** 0.65).long()
     predicted = unet(_NOISE.add_noise(latents, noise, time_step), time_step, tokens).sample
     snr = _NOISE.alphas_cumprod[time_step] / (1 - _NOISE.alphas_cumprod[time_step])
     each = F.mse_loss(predicted, noise, reduction="none").mean((1, 2, 3))

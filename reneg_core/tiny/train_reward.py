@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from reneg_core.tiny.train import Budget
 
 SEED = 2414
-BANK = 128 * 96
+ATTACKED = 8  # of the 32 pictures in a step
+BANK = 128 * 66
 _FLOOR = 0.03  # distance that counts as flawless: about what the autoencoder loses
 _ATTACK = 0.03  # root mean square, in the [0, 1] range, of the adversarial change to a picture
 
@@ -88,12 +89,11 @@ def _estimated(
 
 
 def _attack(network: RewardNetwork, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the images moved a little in the direction that the network likes best: it must not believe in it."""
+    """The images moved a little in the direction that the network likes best: it must not believe in it."""
     images = images.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(network(images)[0].sum(), images)
     size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
-    chosen = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
-    amount = _ATTACK * torch.rand(len(images), 1, 1, 1, generator=generator) * chosen
+    amount = _ATTACK * torch.rand(len(images), 1, 1, 1, generator=generator)
     return (images.detach() + amount * gradient / size).clamp(0, 1)
 
 
@@ -108,8 +108,9 @@ def train_reward(out: Path, budget: "Budget") -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
 
     def step() -> Tensor:
-        rows = torch.randint(len(examples.images), (64,), generator=generator)
-        images = _attack(network, examples.images[rows], generator)
+        rows = torch.randint(len(examples.images), (32,), generator=generator)
+        images = examples.images[rows]
+        images[:ATTACKED] = _attack(network, images[:ATTACKED], generator)
         predicted, logits = network(images)
         loss = F.smooth_l1_loss(predicted, (examples.quality[rows] - centre) / spread)
         answers = examples.combinations[rows].unbind(1)

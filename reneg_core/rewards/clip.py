@@ -63,6 +63,7 @@ TRANSFORMERS = Layout("vision_model.embeddings.class_embedding", (
 ), ignored=("logit_scale", r"(text|vision)_model\.embeddings\.position_ids"))
 
 LAYOUTS = (OPEN_CLIP, TRANSFORMERS)
+CONFIG_KEYS = ("vision_config", "text_config", "vision_cfg", "text_cfg", "vision_heads", "text_heads", "quick_gelu")
 IMAGE_KEYS = (r"visual\..*", r"vision_model\..*", r"visual_projection\.weight")
 TEXT_KEYS = (r"token_embedding\.weight", "positional_embedding", r"ln_final\..*", r"text_projection(\.weight)?",
              r"transformer\..*", r"text_model\..*")
@@ -77,6 +78,12 @@ class ClipConfig:
     vision_head_width: int = 64
     act: str = "gelu"
     eps: float = 1e-5
+
+
+def is_clip_config(raw: Mapping[str, object]) -> bool:
+    """Whether `read_clip_config` finds anything in `raw`."""
+    inner = raw.get("config", raw)
+    return isinstance(inner, Mapping) and any(key in inner for key in CONFIG_KEYS)
 
 
 def read_clip_config(raw: Mapping[str, object], default: ClipConfig) -> ClipConfig:

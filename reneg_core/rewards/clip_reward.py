@@ -14,6 +14,7 @@ from reneg_core.rewards.clip import (
     ClipConfig,
     ImageTower,
     TextTower,
+    is_clip_config,
     load_image_tower,
     load_text_tower,
     read_clip_config,
@@ -146,7 +147,7 @@ class ClipTextImageReward(ClipImageReward):
 def clip_settings(checkpoint: Checkpoint, config: object, defaults: ClipConfig) -> ClipConfig:
     """Configuration as given, else from the JSON beside the weights, else the published model's."""
     raw = read_json(config) if config is not None else read_json_beside(
-        checkpoint.path, ("config.json", "open_clip_config.json"))
+        checkpoint.path, ("config.json", "open_clip_config.json"), is_clip_config)
     return read_clip_config(raw, defaults)
 
 

@@ -26,6 +26,7 @@ CONTEXT = 35  # tokens of the prompt that the published pipeline reads
 WEIGHTS = PublishedFile("ImageReward.pt", "zai-org/ImageReward", 1_786_880_927,
                         aliases=("ImageReward.safetensors",), copies="imagereward", signatures=(LAYOUT.signature,))
 MED_CONFIG = "med_config.json"
+HEADS = ("heads", "num_heads", "num_attention_heads")  # names of the number of heads in a "vision" section
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def read_blip_config(raw: Mapping[str, object]) -> BlipConfig:
     """Configuration from {"med_config": {...}, "vision": {...}}; what is absent keeps the published model's value."""
     med, vision, default = raw["med_config"], raw["vision"], BlipConfig()
     return BlipConfig(
-        vision_heads=int(vision.get("heads", vision.get("num_heads", default.vision_heads))),
+        vision_heads=int(next((vision[key] for key in HEADS if key in vision), default.vision_heads)),
         vision_eps=float(vision.get("layer_norm_eps", default.vision_eps)),
         vision_act=str(vision.get("act", default.vision_act)),
         text_heads=int(med.get("num_attention_heads", default.text_heads)),
@@ -125,7 +126,7 @@ def _beside(checkpoint: Checkpoint) -> dict[str, object]:
     """Configuration files beside the weights; a nested one wins over the published `med_config.json`."""
     path = checkpoint.path.with_name(MED_CONFIG)
     published = {"med_config": read_json(path)} if path.is_file() else {}
-    return _merged(published, _nested(read_json_beside(checkpoint.path, ("config.json",))))
+    return _merged(published, read_json_beside(checkpoint.path, ("config.json",), _is_nested))
 
 
 def _merged(base: dict[str, object], over: dict[str, object]) -> dict[str, object]:
@@ -135,9 +136,11 @@ def _merged(base: dict[str, object], over: dict[str, object]) -> dict[str, objec
 
 def _nested(raw: dict[str, object]) -> dict[str, object]:
     """{"med_config": ..., "vision": ...} from itself or from the content of a `med_config.json`."""
-    if "med_config" in raw or "vision" in raw:
-        return raw
-    return {"med_config": raw} if "num_attention_heads" in raw else {}
+    return raw if _is_nested(raw) else {"med_config": raw}
+
+
+def _is_nested(raw: Mapping[str, object]) -> bool:
+    return any(isinstance(raw.get(section), Mapping) for section in ("med_config", "vision"))
 
 
 def _vision(checkpoint: Checkpoint, config: BlipConfig) -> VisionTransformer:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,13 +98,24 @@ def find_beside(file: PublishedFile, source: Source) -> Path | None:
     return _in_hub_cache(file) if source.weights is None else None
 
 
-def read_json_beside(path: Path, names: Sequence[str]) -> dict[str, object]:
-    """The first of `<stem of path>.json` and `names` that exists beside `path`, {} if none does."""
+def read_json_beside(path: Path, names: Sequence[str], accepts: Callable[[Mapping[str, object]], bool],
+                     ) -> dict[str, object]:
+    """The configuration beside `path`: `<its stem>.json`, one of `names`, or the only other JSON object that
+    `accepts` recognises; {} if there is none."""
     for name in (f"{path.stem}.json", *names):
-        candidate = path.with_name(name)
-        if candidate.is_file():
-            return read_json(candidate)
-    return {}
+        if path.with_name(name).is_file() and accepts(raw := read_json(path.with_name(name))):
+            return raw
+    others = [raw for file in sorted(path.parent.glob("*.json")) if accepts(raw := _object(file))]
+    return others[0] if len(others) == 1 else {}
+
+
+def _object(path: Path) -> dict[str, object]:
+    """The JSON object in a file that may hold anything."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def read_json(source: Mapping[str, object] | str | os.PathLike) -> dict[str, object]:

@@ -100,6 +100,17 @@ def test_configuration_and_vocabulary_given_at_call_time(small_blip, small_clip,
     assert torch.equal(given.score(images, prompts), beside.score(images, prompts))
 
 
+def test_configuration_beside_the_weights_under_any_name(small_blip, images, prompts, tmp_path):
+    for name in ("ImageReward.safetensors", "vocab.txt"):
+        shutil.copy(small_blip.folder / name, tmp_path / name)
+    whole = {"vision": {"num_heads": 4}, "med_config": {"num_attention_heads": 4}, "prompts": []}
+    (tmp_path / "shrunken.json").write_text(json.dumps(whole))
+    (tmp_path / "other.json").write_text("[1]")
+    found = load_reward("image_reward", weights=tmp_path)
+    beside = load_reward("image_reward", weights=small_blip.folder)
+    assert torch.equal(found.score(images, prompts), beside.score(images, prompts))
+
+
 def test_any_batch_size_gives_the_same_numbers(small_blip, small_clip, images, prompts):
     for reward in (load_reward("image_reward", weights=small_blip.folder),
                    load_reward("pickscore", weights=small_clip.folder)):

@@ -16,10 +16,6 @@ from hosting import PACK, Server
 CONTRACT = PACK / "tests" / "nodes" / "contract.json"
 
 
-@pytest.fixture(scope="module")
-def ready(server: Server) -> Server:
-    graphs.prepare(server.base)
-    return server
 
 
 def queue(server: Server, graph: dict[str, Any]) -> str:
@@ -43,8 +39,8 @@ def contract_of(info: dict[str, Any]) -> dict[str, Any]:
             "list_outputs": info["output_is_list"], "display_name": info["display_name"]}
 
 
-def test_every_node_is_registered_as_the_contract_says(ready) -> None:
-    info = graphs.request(ready, "/object_info")
+def test_every_node_is_registered_as_the_contract_says(server) -> None:
+    info = graphs.request(server, "/object_info")
     ours = {name: contract_of(node) for name, node in info.items() if name.startswith("ReNeg")}
     assert ours == json.loads(CONTRACT.read_text()), "node ids and input names are stable for ever: see contract.json"
     assert all(info[name]["description"] and info[name]["category"] == "ReNeg" for name in ours)
@@ -55,35 +51,35 @@ def test_every_node_is_registered_as_the_contract_says(ready) -> None:
 
 
 @pytest.mark.parametrize("name", graphs.NAMES)
-def test_workflow_runs_to_the_end(name: str, ready) -> None:
-    entry = graphs.wait(ready, queue(ready, graphs.small(name)))
+def test_workflow_runs_to_the_end(name: str, server) -> None:
+    entry = graphs.wait(server, queue(server, graphs.small(name)))
     assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
     assert entry["outputs"]
 
 
-def test_bad_inputs_are_refused_before_anything_runs(ready) -> None:
+def test_bad_inputs_are_refused_before_anything_runs(server) -> None:
     for field, value, message in (
         ("embedding_name", "../../secret.safetensors", "Got the file name"),
         ("embedding_name", "absent.safetensors", "No file"),
         ("sampler_name", "no_such_sampler", "expected one of"),
         ("cfg", 1000.0, "bigger than max"),
     ):
-        assert message in refused(ready, graphs.small("1_use_embedding_sd15", **{field: value}))
-    assert "Got the file name" in refused(ready, graphs.small("4_train_embedding", run_name="../../x"))
+        assert message in refused(server, graphs.small("1_use_embedding_sd15", **{field: value}))
+    assert "Got the file name" in refused(server, graphs.small("4_train_embedding", run_name="../../x"))
 
 
-def test_two_queued_runs_both_finish_and_the_second_is_cached(ready) -> None:
+def test_two_queued_runs_both_finish_and_the_second_is_cached(server) -> None:
     graph = graphs.small("3_score_and_pick_best", seed=77)
-    ids = [queue(ready, graph), queue(ready, graph)]
-    entries = [graphs.wait(ready, i) for i in ids]
+    ids = [queue(server, graph), queue(server, graph)]
+    entries = [graphs.wait(server, i) for i in ids]
     assert all(entry["status"]["status_str"] == "success" for entry in entries)
     cached = next(m for m in entries[1]["status"]["messages"] if m[0] == "execution_cached")[1]["nodes"]
     assert len(cached) == len(graph)
 
 
-def test_an_error_in_a_node_is_told_in_words(ready) -> None:
+def test_an_error_in_a_node_is_told_in_words(server) -> None:
     graph = graphs.small("1_use_embedding_sd15", embedding_name="test21.safetensors", seed=5)
-    entry = graphs.wait(ready, queue(ready, graph))
+    entry = graphs.wait(server, queue(server, graph))
     [error] = [m[1] for m in entry["status"]["messages"] if m[0] == "execution_error"]
     assert error["exception_message"].startswith("Got an embedding for the text encoder openclip-h")
 
@@ -93,34 +89,34 @@ def metrics(server: Server, run: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_stop_keeps_the_best_and_queueing_again_goes_on(ready) -> None:
+def test_stop_keeps_the_best_and_queueing_again_goes_on(server) -> None:
     graph = graphs.small("4_train_embedding", run_name="stopped", steps=400, validate_every=2)
-    prompt_id = queue(ready, graph)
+    prompt_id = queue(server, graph)
     for _ in range(600):
-        if len(metrics(ready, "stopped")) > 4:
+        if len(metrics(server, "stopped")) > 4:
             break
         time.sleep(0.1)
-    graphs.request(ready, "/interrupt", {"prompt_id": prompt_id})
-    entry = graphs.wait(ready, prompt_id)
+    graphs.request(server, "/interrupt", {"prompt_id": prompt_id})
+    entry = graphs.wait(server, prompt_id)
     assert entry["status"]["status_str"] == "success", "what follows the training runs with the best so far"
-    done = max(m["step"] for m in metrics(ready, "stopped"))
+    done = max(m["step"] for m in metrics(server, "stopped"))
     assert 2 <= done < 400
-    folder = ready.base / "output" / "reneg" / "stopped"
+    folder = server.base / "output" / "reneg" / "stopped"
     assert (folder / "best.safetensors").exists() and (folder / "negative.safetensors").exists()
-    again = queue(ready, graph)
+    again = queue(server, graph)
     for _ in range(600):
-        if max(m["step"] for m in metrics(ready, "stopped")) > done + 1:
+        if max(m["step"] for m in metrics(server, "stopped")) > done + 1:
             break
         time.sleep(0.1)
-    graphs.request(ready, "/interrupt", {"prompt_id": again})
-    graphs.wait(ready, again)
-    steps = [m["step"] for m in metrics(ready, "stopped") if m["event"] == "step"]
+    graphs.request(server, "/interrupt", {"prompt_id": again})
+    graphs.wait(server, again)
+    steps = [m["step"] for m in metrics(server, "stopped") if m["event"] == "step"]
     assert steps == list(range(1, max(steps) + 1)) and max(steps) > done
 
 
-def test_restart_finds_what_training_wrote_and_resumes(host, ready, tmp_path) -> None:
+def test_restart_finds_what_training_wrote_and_resumes(host, server, tmp_path) -> None:
     for folder in ("models", "custom_nodes"):
-        (tmp_path / folder).symlink_to(ready.base / folder, target_is_directory=True)
+        (tmp_path / folder).symlink_to(server.base / folder, target_is_directory=True)
     for folder in ("input", "output", "user"):
         (tmp_path / folder).mkdir()
     graph = graphs.small("4_train_embedding", run_name="restarted", steps=3)
@@ -136,12 +132,12 @@ def test_restart_finds_what_training_wrote_and_resumes(host, ready, tmp_path) ->
     assert steps == [1, 2, 3], "the second process had nothing left to do"
 
 
-def test_the_client_runs_a_workflow_and_saves_its_pictures(ready, tmp_path) -> None:
+def test_the_client_runs_a_workflow_and_saves_its_pictures(server, tmp_path) -> None:
     workflow = tmp_path / "w.json"
     workflow.write_text(json.dumps(graphs.small("1_use_embedding_sd15")))
     command = [sys.executable, "-c", "import sys; from reneg_core.commands import comfy; import argparse; "
                "p = argparse.ArgumentParser(); comfy.add_parser(p.add_subparsers()); a = p.parse_args(sys.argv[1:]); "
-               "sys.exit(a.run(a))", "comfy", "run", str(workflow), "--server", ready.url, "--output", str(tmp_path),
+               "sys.exit(a.run(a))", "comfy", "run", str(workflow), "--server", server.url, "--output", str(tmp_path),
                "--set", "ReNegCFGSampler.seed=123", "--set", "Positive.text=a green tree"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PACK)
     assert done.returncode == 0, done.stderr
@@ -149,33 +145,33 @@ def test_the_client_runs_a_workflow_and_saves_its_pictures(ready, tmp_path) -> N
     assert picture.read_bytes().startswith(b"\x89PNG") and "ReNegCFGSampler" in done.stderr
 
 
-def test_the_client_says_what_is_wrong(ready) -> None:
+def test_the_client_says_what_is_wrong(server) -> None:
     from reneg_core.comfy_client import ComfyClient, WorkflowError
 
     with pytest.raises(WorkflowError, match=r"(?s)node .*Load ReNeg|ReNegLoadEmbedding.*No file"):
-        ComfyClient(ready.url).run(graphs.small("1_use_embedding_sd15", embedding_name="absent.safetensors"))
+        ComfyClient(server.url).run(graphs.small("1_use_embedding_sd15", embedding_name="absent.safetensors"))
     with pytest.raises(WorkflowError, match=r"failed: Got an embedding for the text encoder openclip-h"):
-        ComfyClient(ready.url).run(graphs.small("1_use_embedding_sd15", embedding_name="test21.safetensors", seed=6))
+        ComfyClient(server.url).run(graphs.small("1_use_embedding_sd15", embedding_name="test21.safetensors", seed=6))
     with pytest.raises(OSError, match=r"No ComfyUI answers at http://127\.0\.0\.1:9"):
         ComfyClient("http://127.0.0.1:9").run({})
 
 
-def test_progress_comes_over_the_websocket(ready) -> None:
+def test_progress_comes_over_the_websocket(server) -> None:
     pytest.importorskip("websocket", reason="progress needs the package websocket-client")
     from reneg_core.comfy_client import ComfyClient
 
     seen = []
-    ComfyClient(ready.url).run(graphs.small("1_use_embedding_sd15", seed=321), seen.append)
+    ComfyClient(server.url).run(graphs.small("1_use_embedding_sd15", seed=321), seen.append)
     assert any(p.node == "ReNegCFGSampler" and p.total == 2 for p in seen)
 
 
-def test_help_pages_templates_and_words_are_served(ready) -> None:
+def test_help_pages_templates_and_words_are_served(server) -> None:
     names = json.loads(CONTRACT.read_text())
     for name in names:
-        assert graphs.urllib.request.urlopen(f"{ready.url}/extensions/reneg/docs/{name}.md").status == 200
-    templates = graphs.request(ready, "/workflow_templates")["reneg"]
+        assert graphs.urllib.request.urlopen(f"{server.url}/extensions/reneg/docs/{name}.md").status == 200
+    templates = graphs.request(server, "/workflow_templates")["reneg"]
     assert sorted(templates) == graphs.NAMES
-    words = graphs.request(ready, "/i18n")["en"]["nodeDefs"]
+    words = graphs.request(server, "/i18n")["en"]["nodeDefs"]
     assert all(words[name]["display_name"] == node["display_name"] for name, node in names.items())
 
 

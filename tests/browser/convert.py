@@ -1,0 +1,113 @@
+"""Makes workflows/*.json and their thumbnails from workflows/api with ComfyUI's own page:
+``python tests/browser/convert.py URL_OF_A_RUNNING_COMFYUI``.
+
+The page converts and lays out; a note and the positions of nodes are added here.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from page import ComfyPage, open_page
+from PIL import Image
+
+WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+PUBLISHED = "The embeddings are at huggingface.co/AntonioTooCool/ReNeg; put them into models/reneg."
+REWARD = "The reward's weights belong into models/reward_models; nothing is downloaded by itself."
+NOTES = {
+    "1_use_embedding_sd15": f"## A learned negative with SD 1.5\n\nNo negative prompt is needed. {PUBLISHED}",
+    "2_handcrafted_against_reneg": "## Side by side\n\nThe same seed with a handcrafted negative and with ReNeg, both "
+    f"with the stock KSampler. {PUBLISHED}",
+    "3_score_and_pick_best": "## Pick the best of a batch\n\nFour pictures are scored, the best is saved. Raise "
+    f"batch_size for more choice. {REWARD}",
+    "4_train_embedding": "## Train your own negative\n\nReplace the prompts by your own. Stop keeps the best so far; "
+    f"queue again to go on. The file is written to output/reneg/my_negative. {REWARD}",
+    "5_adapt_per_prompt": f"## A negative for one picture\n\nAt most 10 steps per picture, the best is kept. {REWARD}",
+    "6_controlnet": "## ControlNet with ReNeg\n\nThe sampler's negative input keeps the ControlNet of the negative "
+    f"branch; its text is replaced by the embedding. {PUBLISHED}",
+    "7_sd21_guider": "## SD 2.1 and SamplerCustomAdvanced\n\nThe guider takes the place of CFGGuider. SD 2.1 needs "
+    f"its own embedding. {PUBLISHED}",
+    "8_compare_negatives": "## What is a negative worth?\n\nEvery prompt and seed with each negative from the same "
+    f"noise, with scores and win rates. {REWARD}",
+    "9_blend_and_mixed_rewards": "## Blend negatives, mix rewards\n\nA handcrafted negative is blended into the learned "
+    f"one; two rewards judge the result. {REWARD}",
+}
+
+
+def levels(graph: dict[str, Any]) -> dict[str, int]:
+    """How many links each node is away from the beginning."""
+    def level(node_id: str) -> int:
+        links = [v[0] for v in graph[node_id]["inputs"].values() if isinstance(v, list)]
+        return 1 + max(map(level, links)) if links else 0
+
+    return {node_id: level(node_id) for node_id in graph}
+
+
+def lay_out(workflow: dict[str, Any], graph: dict[str, Any]) -> None:
+    """Columns by distance from the beginning, a node under the other."""
+    columns, left = levels(graph), 0
+    nodes = {str(node["id"]): node for node in workflow["nodes"]}
+    for column in range(max(columns.values()) + 1):
+        top, widest = 0, 0
+        for node_id in (key for key, value in columns.items() if value == column):
+            node = nodes[node_id]
+            node["size"][0] = max(node["size"][0], 300)
+            node["pos"] = [left, top]
+            top, widest = top + node["size"][1] + 70, max(widest, node["size"][0])
+        left += widest + 80
+
+
+def note(workflow: dict[str, Any], text: str) -> None:
+    """A note above the graph, and the state of the counters that the page keeps."""
+    number = workflow["last_node_id"] + 1
+    workflow["last_node_id"] = number
+    workflow["nodes"].append({
+        "id": number, "type": "MarkdownNote", "pos": [0, -230], "size": [620, 170], "flags": {}, "order": 0, "mode": 0,
+        "inputs": [], "outputs": [], "title": "About this workflow", "properties": {}, "widgets_values": [text],
+        "color": "#432", "bgcolor": "#653",
+    })
+
+
+def tidy(value: Any) -> Any:
+    """With seeds that stay as they are, so that a run can be repeated."""
+    if isinstance(value, dict):
+        return {key: tidy(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return ["fixed" if item == "randomize" else tidy(item) for item in value]
+    return value
+
+
+def convert(page: ComfyPage, name: str) -> None:
+    graph = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    page.page.evaluate("([graph, name]) => app.loadApiJson(graph, name)", [graph, name])
+    page.page.wait_for_timeout(1200)
+    workflow = json.loads(page.page.evaluate("JSON.stringify(app.graph.serialize())"))
+    lay_out(workflow, graph)
+    note(workflow, NOTES[name])
+    workflow["extra"] = {}
+    workflow.pop("id", None)
+    workflow = tidy(workflow)
+    (WORKFLOWS / f"{name}.json").write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    page.load(workflow, name)
+    page.fit()
+    picture = WORKFLOWS / f"{name}.png"
+    page.page.screenshot(path=picture)
+    thumbnail(picture)
+
+
+def thumbnail(picture: Path) -> None:
+    """The canvas without the page's bars, as a small JPEG beside the workflow."""
+    image = Image.open(picture).convert("RGB")
+    image = image.crop((80, 100, image.width - 20, image.height - 70))
+    nodes = image.convert("L").point(lambda level: 255 if level > 45 else 0).getbbox()
+    image = image.crop((max(0, nodes[0] - 20), max(0, nodes[1] - 20), nodes[2] + 20, nodes[3] + 20))
+    image.resize((1000, round(1000 * image.height / image.width))).save(picture.with_suffix(".jpg"), quality=85)
+    picture.unlink()
+
+
+if __name__ == "__main__":
+    with open_page(sys.argv[1], 2200, 1300) as opened:
+        for path in sorted((WORKFLOWS / "api").glob("*.json")):
+            convert(opened, path.stem)
+            print(path.stem, flush=True)

@@ -1,0 +1,89 @@
+"""ComfyUI's own page in headless Chromium."""
+
+import json
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+READY = "window.app?.graph && window.LiteGraph && Object.keys(LiteGraph.registered_node_types).length > 100"
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Graph.CanvasInfo": False, "Comfy.Minimap.Visible": False,
+            "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.1}
+
+
+def chromium() -> str | None:
+    """A Chromium or Chrome on this machine."""
+    found = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    return next((path for path in found if path), None)
+
+
+class ComfyPage:
+    """A page with the errors it reported."""
+
+    def __init__(self, page: Any, url: str) -> None:
+        self.page, self.url, self.errors = page, url, []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", self._console)
+        page.on("response", self._response)
+
+    def open(self) -> None:
+        self.page.goto(self.url, wait_until="domcontentloaded", timeout=180_000)
+        self.page.wait_for_function(READY, timeout=180_000)
+
+    def load(self, workflow: dict[str, Any], name: str) -> None:
+        self.page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [workflow, name])
+        self.page.wait_for_timeout(800)
+
+    def missing(self) -> list[str]:
+        """Types of nodes the page does not know, and nodes that it marks as faulty."""
+        return self.page.evaluate(
+            "app.graph._nodes.filter(n => !(n.type in LiteGraph.registered_node_types) || n.has_errors)"
+            ".map(n => n.type)"
+        )
+
+    def alerts(self) -> list[str]:
+        """Warnings that the page shows about the workflow; they are closed."""
+        texts = self.page.locator(".p-toast-message").all_inner_texts()
+        self.page.evaluate("document.querySelectorAll('.p-toast-close-button').forEach(b => b.click())")
+        return texts
+
+    def prompt(self) -> dict[str, Any]:
+        """What the page would queue: the graph in API format."""
+        return self.page.evaluate("app.graphToPrompt().then(p => p.output)")
+
+    def fit(self) -> None:
+        """Bring the whole graph into view and close what covers it."""
+        self.page.keyboard.press("Escape")
+        self.page.evaluate("app.canvas.deselectAll?.(); app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.page.wait_for_timeout(900)
+
+    def _console(self, message: Any) -> None:
+        if message.type == "error" and "reneg" in f"{message.text} {message.location}".lower():
+            self.errors.append(message.text)
+
+    def _response(self, response: Any) -> None:
+        if response.status >= 400 and "/extensions/reneg" in response.url and "/en.md" not in response.url:
+            self.errors.append(f"{response.status} {response.url}")
+
+
+@contextmanager
+def open_page(url: str, width: int = 1600, height: int = 1000) -> Iterator[ComfyPage]:
+    """ComfyUI's page at ``url``, without the first-start dialog."""
+    from playwright.sync_api import sync_playwright
+
+    body = json.dumps(SETTINGS).encode()
+    urllib.request.urlopen(urllib.request.Request(f"{url}/api/settings", body)).read()
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
+        page = ComfyPage(browser.new_page(viewport={"width": width, "height": height}), url)
+        try:
+            page.open()
+            yield page
+        finally:
+            browser.close()
+
+
+def plain(graph: dict[str, Any]) -> dict[str, Any]:
+    """A graph in API format reduced to classes, inputs and links, for comparing."""
+    return {node_id: (node["class_type"], dict(sorted(node["inputs"].items()))) for node_id, node in graph.items()}

@@ -13,7 +13,7 @@ from reneg_core.tiny.prompts import named
 from reneg_core.tiny.world import COLOUR_NAMES, IMAGE_SIZE, SHAPES
 
 WEIGHTS = Path(__file__).parent.parent / "tiny" / "reward.safetensors"
-AGREEMENT_WEIGHT = 0.5
+AGREEMENT_WEIGHT = 0.2
 _FLOOR = 0.02  # added to probabilities: a confident error costs at most log(0.02), and the gradient never vanishes
 
 
@@ -51,7 +51,7 @@ class RewardNetwork(nn.Module):
 
 
 class TinyReward(Reward):
-    """Quality plus half the agreement with what the prompt names, standardised over the world's own pictures.
+    """Quality plus a fifth of the agreement with what the prompt names, standardised over the world's own pictures.
 
     Agreement is the mean log-probability of the named shape, colour and background; words that the world does not
     know are passed over, and a prompt that names nothing scores quality only. Images of any size are resized to 32x32.

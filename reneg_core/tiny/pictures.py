@@ -21,10 +21,12 @@ class Pictures:
     combinations: Tensor
 
 
-def draw(count: int, split: str, spoilt: float, generator: torch.Generator) -> Pictures:
-    """Draw random pictures of a split, a share ``spoilt`` of them degraded."""
+def draw(count: int, split: str, spoilt: float, generator: torch.Generator, weaken: bool = False) -> Pictures:
+    """Draw random pictures of a split, a share ``spoilt`` of them degraded, with ``weaken`` by any smaller amount."""
     every = prompts.combinations(split)
     chosen = every[torch.randint(len(every), (count,), generator=generator)]
     clean = world.render(world.place(chosen, generator))
     strength = world.sample_strength(count, spoilt, generator)
+    if weaken:
+        strength = strength * torch.rand(count, 1, generator=generator)
     return Pictures(world.degrade(clean, strength, generator), clean, strength, chosen)

@@ -20,21 +20,15 @@ def check_trainable(model: Any, vae: Any) -> None:
         )
     if network.latent_format.latent_dimensions != 2:
         raise ValueError(f"{name} makes video or audio; training here is for images; sampling works.")
-    channels = network.latent_format.latent_channels * _patch(settings)
-    if network.concat_keys or settings.get("in_channels", 4) != channels:
+    channels = network.latent_format.latent_channels
+    if network.concat_keys or settings.get("in_channels", channels) != channels:
         raise ValueError(
             f"{name} needs more than text (an inpainting, depth or edit model), expected a plain text-to-image model."
         )
-    if network.latent_format.latent_channels != vae.latent_channels:
+    if channels != vae.latent_channels:
         raise ValueError(
-            f"Got a VAE of {vae.latent_channels} latent channels for a model of "
-            f"{network.latent_format.latent_channels}: connect the model's own VAE."
+            f"Got a VAE of {vae.latent_channels} latent channels for a model of {channels}: connect its own VAE."
         )
-
-
-def _patch(settings: dict[str, Any]) -> int:
-    """Transformers that fold patches into channels count them there."""
-    return settings["patch_size"] ** 2 if settings.get("image_model") in ("flux", "chroma") else 1
 
 
 def check_loaded(patcher: Any) -> None:

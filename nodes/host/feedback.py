@@ -1,5 +1,6 @@
 """What the user sees while a node works: bar, picture, a line of text; and the stop button."""
 
+import sys
 import time
 
 import comfy.model_management
@@ -12,9 +13,7 @@ PREVIEW_SECONDS = 0.5
 
 def say(text: str, node_id: str | None) -> None:
     """Show a line of text on the node; silent without a server (library use)."""
-    from server import PromptServer
-
-    server = getattr(PromptServer, "instance", None)
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id)
 
@@ -22,11 +21,6 @@ def say(text: str, node_id: str | None) -> None:
 def stop_if_asked() -> None:
     """Raise the host's interruption if the user pressed stop."""
     comfy.model_management.throw_exception_if_processing_interrupted()
-
-
-def stop_requested() -> bool:
-    """Whether the user pressed stop, leaving the request to be raised later."""
-    return comfy.model_management.processing_interrupted()
 
 
 class Progress:

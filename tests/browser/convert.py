@@ -6,6 +6,7 @@ The page converts and lays out; a note and the positions of nodes are added here
 
 import json
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ NOTES = {
     f"its own embedding. {PUBLISHED}",
     "8_compare_negatives": "## What is a negative worth?\n\nEvery prompt and seed with each negative from the same "
     f"noise, with scores and win rates. {REWARD}",
-    "9_blend_and_mixed_rewards": "## Blend negatives, mix rewards\n\nA handcrafted negative is blended into the learned "
-    f"one; two rewards judge the result. {REWARD}",
+    "9_blend_and_mixed_rewards": "## Blend negatives, mix rewards\n\nA handcrafted negative is blended into the "
+    f"learned one; two rewards judge the result. {REWARD}",
 }
 
 
@@ -44,6 +45,19 @@ def levels(graph: dict[str, Any]) -> dict[str, int]:
     return {node_id: level(node_id) for node_id in graph}
 
 
+ROOM = {"ReNegTrainEmbedding": (420, 460), "ReNegRewardScore": (340, 110), "ReNegCompareNegatives": (340, 110)}
+
+
+def roomy(node: dict[str, Any]) -> list[float]:
+    """The size of a node with room for what it shows while and after it works."""
+    width, height = node["size"]
+    if node["type"] in ("SaveImage", "PreviewImage"):
+        return [340, 380]
+    if node["type"] in ROOM:
+        return [ROOM[node["type"]][0], height + ROOM[node["type"]][1]]
+    return [max(width, 300), height + (60 if node["type"].startswith("ReNeg") else 0)]
+
+
 def lay_out(workflow: dict[str, Any], graph: dict[str, Any]) -> None:
     """Columns by distance from the beginning, a node under the other."""
     columns, left = levels(graph), 0
@@ -52,7 +66,7 @@ def lay_out(workflow: dict[str, Any], graph: dict[str, Any]) -> None:
         top, widest = 0, 0
         for node_id in (key for key, value in columns.items() if value == column):
             node = nodes[node_id]
-            node["size"][0] = max(node["size"][0], 300)
+            node["size"] = roomy(node)
             node["pos"] = [left, top]
             top, widest = top + node["size"][1] + 70, max(widest, node["size"][0])
         left += widest + 80
@@ -86,7 +100,7 @@ def convert(page: ComfyPage, name: str) -> None:
     lay_out(workflow, graph)
     note(workflow, NOTES[name])
     workflow["extra"] = {}
-    workflow.pop("id", None)
+    workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
     workflow = tidy(workflow)
     (WORKFLOWS / f"{name}.json").write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     page.load(workflow, name)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 READY = "window.app?.graph && window.LiteGraph && Object.keys(LiteGraph.registered_node_types).length > 100"
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Graph.CanvasInfo": False, "Comfy.Minimap.Visible": False,
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False,
             "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.1}
 
 
@@ -23,13 +23,14 @@ class ComfyPage:
 
     def __init__(self, page: Any, url: str) -> None:
         self.page, self.url, self.errors = page, url, []
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("pageerror", lambda error: self.errors.append(f"{error.message}\n{error.stack}"))
         page.on("console", self._console)
         page.on("response", self._response)
 
     def open(self) -> None:
         self.page.goto(self.url, wait_until="domcontentloaded", timeout=180_000)
         self.page.wait_for_function(READY, timeout=180_000)
+        self.errors = [error for error in self.errors if "/extensions/reneg" in error]
 
     def load(self, workflow: dict[str, Any], name: str) -> None:
         self.page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [workflow, name])

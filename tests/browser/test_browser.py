@@ -65,12 +65,13 @@ def test_the_comparison_can_fail(opened) -> None:
 def test_a_training_runs_by_the_button_with_live_previews(opened, server, tmp_path) -> None:
     name = "4_train_embedding"
     opened.load(ui(name), name)
-    fill(opened, graphs.small(name, run_name="browser", steps=12, validate_every=3))
+    fill(opened, graphs.small(name, {"run_name": "browser", "steps": 12, "validate_every": 3}))
     opened.page.evaluate(LISTEN)
     opened.fit()
     opened.page.locator('[data-testid="queue-button"]').first.click()
     opened.page.wait_for_function("window.__previews >= 2 || window.__seen.execution_error", timeout=240_000)
-    opened.page.wait_for_timeout(600)
+    opened.page.wait_for_function("app.graph._nodes.some(n => n.type == 'ReNegTrainEmbedding' && n.imgs?.length"
+                                  " && n.widgets.some(w => w.name == '$$canvas-image-preview'))")
     keep(opened, tmp_path, "training-live")
     opened.page.wait_for_function("window.__seen.execution_success || window.__seen.execution_error", timeout=240_000)
     assert "execution_error" not in opened.page.evaluate("window.__seen")
@@ -92,10 +93,11 @@ def test_scoring_shows_the_pictures_and_the_text(opened, tmp_path) -> None:
     opened.page.locator('[data-testid="queue-button"]').first.click()
     opened.page.wait_for_function("window.__seen.execution_success || window.__seen.execution_error", timeout=240_000)
     assert any("selected 1 of 4" in text for text in opened.page.evaluate("window.__texts"))
+    opened.page.wait_for_function("app.graph._nodes.filter(n => n.imgs?.length).length == 2")
     shown = opened.page.evaluate("app.graph._nodes.filter(n => n.imgs?.length).map(n => n.imgs.length)")
-    opened.page.wait_for_timeout(1500)
+    opened.page.wait_for_timeout(800)
     keep(opened, tmp_path, "score")
-    assert sorted(opened.page.evaluate("app.graph._nodes.filter(n => n.imgs?.length).map(n => n.imgs.length)") or shown)
+    assert sorted(shown) == [1, 4]
     assert opened.errors == []
 
 
@@ -120,5 +122,6 @@ def test_templates_are_listed_with_their_thumbnails(opened, tmp_path) -> None:
         )
         assert kind == "200 image/jpeg"
     opened.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    opened.page.get_by_text("reneg", exact=True).first.click(timeout=20_000)
     opened.page.wait_for_timeout(2500)
     keep(opened, tmp_path, "templates")

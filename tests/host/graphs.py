@@ -18,13 +18,18 @@ SMALL = {
 }
 
 
-def small(name: str, **changes: Any) -> dict[str, dict[str, Any]]:
-    """An example workflow with the test checkpoint, a few steps and pictures of 64 pixels."""
+def small(name: str, training: dict[str, Any] | None = None, **changes: Any) -> dict[str, dict[str, Any]]:
+    """An example workflow with the test checkpoint, a few steps and pictures of 64 pixels.
+
+    training: inputs of the training node alone; changes: inputs of every node that has them.
+    """
     graph = json.loads((API / f"{name}.json").read_text())
     rewards = iter(["brightness", "sharpness"])
     for node in graph.values():
         inputs = node["inputs"]
         inputs |= {k: v for k, v in {**SMALL, **changes}.items() if k in inputs and not isinstance(inputs[k], list)}
+        if node["class_type"] == "ReNegTrainEmbedding":
+            inputs |= training or {}
         if "ckpt_name" in inputs:
             version = "21" if inputs["ckpt_name"].startswith("v2") else "15"
             inputs["ckpt_name"] = f"reneg-test-sd{version}.safetensors"

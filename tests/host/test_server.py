@@ -45,9 +45,9 @@ def test_every_node_is_registered_as_the_contract_says(server) -> None:
     assert ours == json.loads(CONTRACT.read_text()), "node ids and input names are stable for ever: see contract.json"
     assert all(info[name]["description"] and info[name]["category"] == "ReNeg" for name in ours)
     for name in ours:
-        for part in info[name]["input"].values():
-            for field, spec in part.items():
-                assert spec[1].get("tooltip") if len(spec) > 1 else False, f"{name}.{field} has no tooltip"
+        parts = [part for group, part in info[name]["input"].items() if group != "hidden"]
+        bare = [field for part in parts for field, spec in part.items() if not spec[1].get("tooltip")]
+        assert bare == [], f"{name}: {bare} have no tooltip"
 
 
 @pytest.mark.parametrize("name", graphs.NAMES)
@@ -90,7 +90,7 @@ def metrics(server: Server, run: str) -> list[dict[str, Any]]:
 
 
 def test_stop_keeps_the_best_and_queueing_again_goes_on(server) -> None:
-    graph = graphs.small("4_train_embedding", run_name="stopped", steps=400, validate_every=2)
+    graph = graphs.small("4_train_embedding", {"run_name": "stopped", "steps": 400, "validate_every": 2})
     prompt_id = queue(server, graph)
     for _ in range(600):
         if len(metrics(server, "stopped")) > 4:
@@ -119,7 +119,7 @@ def test_restart_finds_what_training_wrote_and_resumes(host, server, tmp_path) -
         (tmp_path / folder).symlink_to(server.base / folder, target_is_directory=True)
     for folder in ("input", "output", "user"):
         (tmp_path / folder).mkdir()
-    graph = graphs.small("4_train_embedding", run_name="restarted", steps=3)
+    graph = graphs.small("4_train_embedding", {"run_name": "restarted", "steps": 3})
     for _ in range(2):
         running = hosting.start_server(*host, tmp_path)
         try:
@@ -135,14 +135,15 @@ def test_restart_finds_what_training_wrote_and_resumes(host, server, tmp_path) -
 def test_the_client_runs_a_workflow_and_saves_its_pictures(server, tmp_path) -> None:
     workflow = tmp_path / "w.json"
     workflow.write_text(json.dumps(graphs.small("1_use_embedding_sd15")))
-    command = [sys.executable, "-c", "import sys; from reneg_core.commands import comfy; import argparse; "
-               "p = argparse.ArgumentParser(); comfy.add_parser(p.add_subparsers()); a = p.parse_args(sys.argv[1:]); "
-               "sys.exit(a.run(a))", "comfy", "run", str(workflow), "--server", server.url, "--output", str(tmp_path),
-               "--set", "ReNegCFGSampler.seed=123", "--set", "Positive.text=a green tree"]
+    command = [sys.executable, "-m", "reneg_core", "comfy", "run", str(workflow), "--server", server.url, "--output",
+               str(tmp_path), "--set", "ReNegCFGSampler.seed=123", "--set", "Positive.text=a green tree"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PACK)
     assert done.returncode == 0, done.stderr
-    [picture] = [Path(line) for line in done.stdout.split()]
-    assert picture.read_bytes().startswith(b"\x89PNG") and "ReNegCFGSampler" in done.stderr
+    pictures = [Path(line) for line in done.stdout.split()]
+    assert len(pictures) == 2 and all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)
+    command[-1] = "Positive.words=a"
+    wrong = subprocess.run(command, capture_output=True, text=True, cwd=PACK)
+    assert wrong.returncode == 1 and "has no input 'words'; it has text, clip" in wrong.stderr
 
 
 def test_the_client_says_what_is_wrong(server) -> None:

@@ -44,7 +44,7 @@ def measure_parts(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
     back = colours[torch.tensor([item.background for item in wanted])]
     shape = torch.tensor([item.shape for item in wanted])
     seen = _segment(images, front - back)
-    template = _template(shape, seen.inside)
+    template = _template(shape, seen.mixing * (1 - _erode(1 - seen.inside)))
     contrast = (seen.front - seen.back).norm(dim=1) / (front - back).norm(dim=1)
     closeness = _closeness(seen.back, back) + seen.found * _closeness(seen.front, front)
     return {
@@ -167,9 +167,9 @@ def _moments(mask: Tensor) -> tuple[Tensor, Tensor]:
     return area, torch.stack([(share.sum(1) * axis).sum(1), (share.sum(2) * axis).sum(1)], dim=1)
 
 
-def _template(shape: Tensor, inside: Tensor) -> Tensor:
-    """The named shape [B, H, W] with the area and centroid of the region found."""
+def _template(shape: Tensor, region: Tensor) -> Tensor:
+    """The named shape [B, H, W] with the area and centroid of the ``region`` [B, H, W] found, edge pixels by share."""
     unit_area, unit_centroid = _unit_shapes()
-    area, centroid = _moments(inside)
+    area, centroid = _moments(region)
     radius = (area / unit_area[shape]).sqrt().clamp_min(1)
     return coverage(shape, centroid - unit_centroid[shape] * radius[:, None], radius)

@@ -1,0 +1,107 @@
+"""The shipped pipeline: it loads as Stable Diffusion does, and its pictures are what was promised."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel
+
+from reneg_core import tiny
+from reneg_core.backends.diffusers import DiffusersModel, load_model
+from reneg_core.guidance import Guidance
+from reneg_core.sampling import State, advance, guided_denoise
+from reneg_core.tiny import prompts, world
+
+FOLDER = tiny.pipeline_path()
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusionPipeline:
+    loaded = StableDiffusionPipeline.from_pretrained(FOLDER, local_files_only=True)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def tiny_model() -> DiffusersModel:
+    return load_model(str(FOLDER), device="cpu")
+
+
+def _pictures(model: DiffusersModel, texts: list[str], negative: str, steps: int = 20) -> torch.Tensor:
+    guidance, sigmas = Guidance(3.0), model.sigmas(steps)
+    positive, negative = model.encode(texts), model.encode([negative])
+    with torch.no_grad():
+        state = State(model.start(model.noise(range(len(texts))), sigmas[0]))
+        for index in range(steps):
+            x0 = guided_denoise(model, state.x, sigmas[index], positive, negative, guidance, index / steps)
+            state = advance(state, x0, sigmas, "euler")
+        return model.decode(model.finish(state.x, sigmas[-1]))
+
+
+def test_the_parts_are_those_of_stable_diffusion_in_float32(pipeline: StableDiffusionPipeline):
+    kinds = {"vae": AutoencoderKL, "unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
+    for name, kind in kinds.items():
+        part = getattr(pipeline, name)
+        assert type(part) is kind and {p.dtype for p in part.parameters()} == {torch.float32}
+    assert type(pipeline.scheduler) is DDIMScheduler and pipeline.safety_checker is None
+    assert pipeline.scheduler.config.prediction_type == "epsilon"
+    assert pipeline.scheduler.config.beta_schedule == "scaled_linear"
+
+
+def test_everything_that_ships_is_small_and_names_no_folder_of_a_machine():
+    files = [*FOLDER.rglob("*"), FOLDER.parent / "reward.safetensors"]
+    assert sum(file.stat().st_size for file in files if file.suffix == ".safetensors") <= 11_000_000
+    for file in FOLDER.rglob("*.json"):
+        assert not json.loads(file.read_text(encoding="utf-8")).get("_name_or_path"), file
+
+
+def test_every_known_word_is_one_token_and_no_caption_is_cut(pipeline: StableDiffusionPipeline):
+    tokenizer = pipeline.tokenizer
+    for word in prompts.vocabulary():
+        assert len(tokenizer(word).input_ids) == 3, word
+    longest = "a picture of a purple triangle on a yellow background, blurry, noisy, faded"
+    assert len(tokenizer(longest).input_ids) <= tokenizer.model_max_length
+    assert tokenizer.unk_token_id not in tokenizer("Overexposed, ugly!").input_ids[1:-1]
+
+
+def test_latents_have_unit_variance(pipeline: StableDiffusionPipeline):
+    generator = torch.Generator().manual_seed(0)
+    clean = world.render(world.place(prompts.combinations("test"), generator))
+    images = world.degrade(clean, world.sample_strength(len(clean), 0.55, generator), generator)
+    with torch.no_grad():
+        latents = pipeline.vae.encode(images * 2 - 1).latent_dist.mean * pipeline.vae.config.scaling_factor
+    assert abs(latents.std().item() - 1) < 0.1 and abs(latents.mean().item()) < 0.1
+
+
+def test_the_autoencoder_keeps_good_and_bad_pictures_apart(pipeline: StableDiffusionPipeline):
+    generator = torch.Generator().manual_seed(0)
+    clean = world.render(world.place(prompts.combinations("test"), generator))
+    spoilt = world.degrade(clean, world.sample_strength(len(clean), 1.0, generator), generator)
+    scores = []
+    for images in (clean, spoilt):
+        with torch.no_grad():
+            decoded = pipeline.vae.decode(pipeline.vae.encode(images * 2 - 1).latent_dist.mean).sample / 2 + 0.5
+        scores.append(tiny.measure(decoded.clamp(0, 1), tiny.test_prompts()).mean().item())
+    assert scores[0] > 0.7 and scores[0] - scores[1] > 0.15
+
+
+def test_prompts_that_no_training_saw_are_drawn_better_than_by_chance(tiny_model: DiffusersModel):
+    texts = tiny.test_prompts()[::3]
+    images = _pictures(tiny_model, texts, "")
+    own, other = tiny.measure(images, texts).mean(), tiny.measure(images, texts[1:] + texts[:1]).mean()
+    assert own > 0.55 and own - other > 0.15
+
+
+def test_the_handwritten_negative_prompt_helps(tiny_model: DiffusersModel):
+    texts = tiny.test_prompts()[::2]
+    negatives = "", tiny.HANDWRITTEN_NEGATIVE
+    plain, helped = (tiny.measure(_pictures(tiny_model, texts, negative), texts) for negative in negatives)
+    assert (helped - plain).mean() > 0.01
+
+
+def test_importing_the_world_needs_no_diffusers():
+    code = "import reneg_core.tiny, sys; sys.exit('diffusers' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parents[2]).returncode == 0

@@ -1,0 +1,83 @@
+"""The trained reward `tiny`."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from reneg_core import tiny
+from reneg_core.rewards import Reward, load_reward
+from reneg_core.tiny import prompts, world
+
+COMBINATIONS = prompts.combinations("test")
+
+
+@pytest.fixture(scope="module")
+def reward() -> Reward:
+    return load_reward("tiny")
+
+
+def _images(column: int = 0, value: float = 0.0) -> Tensor:
+    strength = torch.zeros(len(COMBINATIONS), 3)
+    strength[:, column] = value
+    clean = world.render(world.place(COMBINATIONS, torch.Generator().manual_seed(0)))
+    return world.degrade(clean, strength, torch.Generator().manual_seed(1))
+
+
+def _mean(reward: Reward, images: Tensor, texts: list[str] | None = None) -> float:
+    with torch.no_grad():
+        return reward.score(images, texts or tiny.test_prompts()).mean().item()
+
+
+@pytest.mark.parametrize("column", range(3), ids=world.DEGRADATIONS)
+def test_it_falls_with_every_degradation(reward: Reward, column: int):
+    scores = [_mean(reward, _images(column, value)) for value in (0.0, 0.35, 0.7, 1.0)]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] - scores[-1] > 1
+
+
+@pytest.mark.parametrize("column", range(3), ids=["shape", "colour", "background"])
+def test_it_wants_what_the_prompt_names(reward: Reward, column: int):
+    kinds = len(world.SHAPES) if column == 0 else len(world.COLOURS)
+    other = COMBINATIONS.clone()
+    other[:, column] = (other[:, column] + 1) % kinds
+    wrong = [prompts.PLAIN_TEMPLATES[0].format(**prompts.words(tuple(row))) for row in other.tolist()]
+    assert _mean(reward, _images()) - _mean(reward, _images(), wrong) > 0.3
+
+
+def test_scores_of_the_worlds_pictures_have_about_unit_variance(reward: Reward):
+    generator = torch.Generator().manual_seed(3)
+    combinations = COMBINATIONS.repeat(4, 1)
+    clean = world.render(world.place(combinations, generator))
+    images = world.degrade(clean, world.sample_strength(len(clean), 0.55, generator), generator)
+    with torch.no_grad():
+        scores = reward.score(images, tiny.test_prompts() * 4)
+    assert abs(scores.mean().item()) < 0.35 and 0.7 < scores.std().item() < 1.4
+
+
+def test_unknown_words_change_nothing_and_no_words_leave_quality(reward: Reward):
+    images = _images()[:1]
+    score = reward.score(images, ["a red circle on a blue background"])
+    assert torch.equal(score, reward.score(images, ["Gorgeous a red circle, on a blue background!!"]))
+    free = reward.score(images, ["something beautiful"])
+    assert torch.equal(free, reward.score(images, [""])) and torch.isfinite(free).all()
+
+
+def test_the_gradient_reaches_the_picture_and_following_it_raises_the_score(reward: Reward):
+    images = _images(1, 0.7)[:4].requires_grad_(True)
+    before = reward.score(images, tiny.test_prompts()[:4])
+    (gradient,) = torch.autograd.grad(before.sum(), images)
+    assert gradient.shape == images.shape and (gradient.abs().amax((1, 2, 3)) > 0).all()
+    step = 0.01 * gradient / gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
+    after = reward.score((images + step).detach().clamp(0, 1), tiny.test_prompts()[:4])
+    assert (after > before.detach()).all()
+
+
+def test_other_sizes_are_resized(reward: Reward):
+    images = _images()
+    large = torch.nn.functional.interpolate(images, scale_factor=2, mode="nearest")
+    assert abs(_mean(reward, large) - _mean(reward, images)) < 0.01
+
+
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no reward weights at .*absent\.safetensors; expected reward"):
+        load_reward("tiny", weights=tmp_path / "absent.safetensors")

@@ -4,7 +4,8 @@
   python benchmarks/rewards.py --reward hpsv2.1 --original /path/to/python/with/hpsv2 --dtype bf16
 
 Both sides read the same PNG files, load the same weight file, and run in processes of their own, in turn. Measured:
-seconds per call from file names to scores, peak resident memory of the process, and the difference of the scores.
+wall-clock and CPU seconds per call from file names to scores, peak resident memory of the process, and the difference
+of the scores. On a machine that does other work too, set OMP_NUM_THREADS=1 and read the CPU seconds.
 ImageReward: one call with 32 pictures. HPSv2: calls with one picture each, as its package is used.
 """
 
@@ -64,9 +65,9 @@ def compare(args, folder):
     result |= {"reward": args.reward, "dtype": args.dtype, "pictures_per_call": len(job["calls"][-1])}
     if args.original:
         result |= ratios(result, runs)
-    rows = [[name, *(f"{result[name][key]:.3f}" for key in ("seconds_per_call", "pictures_per_second", "peak_gib"))]
-            for name in sides]
-    print(table(rows, ["side", "s/call", "pictures/s", "peak GiB"]))
+    columns = ("seconds_per_call", "cpu_seconds_per_call", "pictures_per_second", "peak_gib")
+    rows = [[name, *(f"{result[name][column]:.3f}" for column in columns)] for name in sides]
+    print(table(rows, ["side", "s/call", "CPU s/call", "pictures/s", "peak GiB"]))
     publish(f"rewards_{args.reward}_{args.dtype}", result)
     return 0
 
@@ -82,14 +83,17 @@ def run(command, job):
 def summary(runs, job):
     """The first call of a process warms up and is left out."""
     calls = [seconds for found in runs for seconds in found["seconds"][1:]]
+    cpu = statistics.median(seconds for found in runs for seconds in found["cpu_seconds"][1:])
     per_call = statistics.median(calls)
-    return {"seconds_per_call": per_call, "pictures_per_second": len(job["calls"][-1]) / per_call,
-            "peak_gib": max(found["peak_bytes"] for found in runs) / 2**30, "calls": calls}
+    return {"seconds_per_call": per_call, "cpu_seconds_per_call": cpu,
+            "pictures_per_second": len(job["calls"][-1]) / per_call, "calls": calls,
+            "peak_gib": max(found["peak_bytes"] for found in runs) / 2**30}
 
 
 def ratios(result, runs):
     ours, original = (torch.tensor(runs[name][0]["scores"]) for name in ("ours", "original"))
     return {"speed_up": result["original"]["seconds_per_call"] / result["ours"]["seconds_per_call"],
+            "speed_up_cpu_time": result["original"]["cpu_seconds_per_call"] / result["ours"]["cpu_seconds_per_call"],
             "memory_ratio": result["ours"]["peak_gib"] / result["original"]["peak_gib"],
             "largest_score_difference": (ours - original).abs().max().item(),
             "score_spread": original.std().item() if len(original) > 1 else None}
@@ -100,13 +104,15 @@ def worker(job):
     from reneg_core.rewards import load_reward
     from reneg_core.score import score_files
     reward = load_reward(job["reward"], weights=job["weights"], vocab=job["vocab"], dtype=DTYPES[job["dtype"]])
-    seconds, results = [], []
+    seconds, cpu_seconds, results = [], [], []
     for images in job["calls"]:
-        clock = time.perf_counter()
+        clock, cpu = time.perf_counter(), time.process_time()
         results = score_files(reward, [Path(image) for image in images], job["prompts"] * len(images))
         seconds.append(time.perf_counter() - clock)
+        cpu_seconds.append(time.process_time() - cpu)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": seconds, "scores": [r.score for r in results], "peak_bytes": peak}))
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "scores": [r.score for r in results],
+                      "peak_bytes": peak}))
     return 0
 
 

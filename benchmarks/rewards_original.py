@@ -20,14 +20,16 @@ def main():
     job = json.load(sys.stdin)
     prepare_torchvision()
     score, prompts = {"image_reward": image_reward, "hpsv2.1": hpsv2}[job["reward"]](job)
-    seconds, scores = [], None
+    seconds, cpu_seconds, scores = [], [], None
     for images in job["calls"]:
-        clock = time.perf_counter()
+        clock, cpu = time.perf_counter(), time.process_time()
         scores = score(prompts[0], images)
         seconds.append(time.perf_counter() - clock)
+        cpu_seconds.append(time.process_time() - cpu)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     scores = scores if isinstance(scores, list) else [scores]
-    print(json.dumps({"seconds": seconds, "scores": [float(x) for x in scores], "peak_bytes": peak}))
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "scores": [float(x) for x in scores],
+                      "peak_bytes": peak}))
 
 
 def prepare_torchvision():

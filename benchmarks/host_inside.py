@@ -38,8 +38,9 @@ def host_and_pack() -> Any:
     comfy.cli_args.args.base_directory = os.environ["RENEG_BENCH_BASE"]
     import nodes
 
-    spec = importlib.util.spec_from_file_location("reneg_pack", ROOT / "__init__.py",
-                                                  submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "reneg_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules["reneg_pack"] = module
     spec.loader.exec_module(module)

@@ -24,23 +24,36 @@ def measure(pairs: int, steps: int, side: int) -> None:
         positive, text = (nodes.CLIPTextEncode().encode(clip, words)[0] for words in ("a house", "blurry"))
         embedding = embedding_from(text, "clip-l")
         latent = {"samples": torch.zeros(1, 4, side // 8, side // 8)}
-        settings = {"seed": 1, "steps": steps, "cfg": 7.5, "sampler_name": "euler", "scheduler": "normal",
-                    "denoise": 1.0}
+        settings = {
+            "seed": 1,
+            "steps": steps,
+            "cfg": 7.5,
+            "sampler_name": "euler",
+            "scheduler": "normal",
+            "denoise": 1.0,
+        }
         execute = make_locked_method_func(CFGSampler, "execute", CFGSampler.PREPARE_CLASS_CLONE({}))
 
         def ours() -> Any:
             return execute(model=model, positive=positive, embedding=embedding, latent_image=latent, **settings)[0]
 
         def stock() -> Any:
-            return nodes.KSampler().sample(model, negative=to_host(embedding), positive=positive, latent_image=latent,
-                                           **settings)[0]
+            return nodes.KSampler().sample(
+                model, negative=to_host(embedding), positive=positive, latent_image=latent, **settings
+            )[0]
 
         assert torch.equal(ours()["samples"], stock()["samples"])
         ratio, own, theirs = host_inside.ratios(ours, stock, pairs)
-    rows = [("stock KSampler, median", f"{theirs:.3f} s"), ("ReNeg CFG Sampler, median", f"{own:.3f} s"),
-            ("median ratio of pairs (aim: at most 1.03)", f"{ratio:.4f}")]
-    host_inside.report("host_sampler", rows, {"pairs": pairs, "steps": steps, "side": side, "ratio": ratio,
-                                              "ours_s": own, "stock_s": theirs})
+    rows = [
+        ("stock KSampler, median", f"{theirs:.3f} s"),
+        ("ReNeg CFG Sampler, median", f"{own:.3f} s"),
+        ("median ratio of pairs (aim: at most 1.03)", f"{ratio:.4f}"),
+    ]
+    host_inside.report(
+        "host_sampler",
+        rows,
+        {"pairs": pairs, "steps": steps, "side": side, "ratio": ratio, "ours_s": own, "stock_s": theirs},
+    )
 
 
 if __name__ == "__main__":

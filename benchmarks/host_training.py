@@ -23,16 +23,27 @@ def core_model() -> Any:
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        sample_size=16, block_out_channels=(320, 320), layers_per_block=1, cross_attention_dim=768,
-        attention_head_dim=8, down_block_types=("CrossAttnDownBlock2D",) * 2,
+        sample_size=16,
+        block_out_channels=(320, 320),
+        layers_per_block=1,
+        cross_attention_dim=768,
+        attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2,
     )
-    text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=1,
-                                        num_attention_heads=12))
+    text = CLIPTextModel(
+        CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=1, num_attention_heads=12)
+    )
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderTiny(), text_encoder=text, tokenizer=tokenizer(), unet=unet, scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=AutoencoderTiny(),
+        text_encoder=text,
+        tokenizer=tokenizer(),
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     return DiffusersModel(pipeline, "diffusers")
 
@@ -43,7 +54,8 @@ def tokenizer() -> Any:
 
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(os.path.join(os.environ["COMFYUI_PATH"], "comfy", "sd1_tokenizer"))
+    folder = os.path.join(os.environ["COMFYUI_PATH"], "comfy", "sd1_tokenizer")
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
 
 
 def measure(pairs: int, steps: int, side: int, batch: int) -> None:
@@ -58,19 +70,26 @@ def measure(pairs: int, steps: int, side: int, batch: int) -> None:
     reward = load_reward("brightness")
     host = HostModel(*parts, height=side, width=side, batch=batch)
     core = core_model()
-    parameters = [sum(p.numel() for p in network.parameters()) for network in
-                  (parts[0].model.diffusion_model, core.pipeline.unet)]
+    parameters = [
+        sum(p.numel() for p in network.parameters()) for network in (parts[0].model.diffusion_model, core.pipeline.unet)
+    ]
 
     def both(host_model: Any) -> tuple[float, float, float]:
         works = [step_of(model, reward, steps, side, batch) for model in (host_model, core)]
         return host_inside.ratios(*works, pairs)
 
     ratio, own, theirs = host.run(both)
-    rows = [("UNet parameters, host and core", f"{parameters[0]:,} and {parameters[1]:,}"),
-            ("core with diffusers, median", f"{theirs:.3f} s"), ("through ComfyUI, median", f"{own:.3f} s"),
-            ("median ratio of pairs (aim: at most 1.2)", f"{ratio:.3f}")]
-    host_inside.report("host_training", rows, {"pairs": pairs, "steps": steps, "side": side, "batch": batch,
-                                               "ratio": ratio, "host_s": own, "core_s": theirs})
+    rows = [
+        ("UNet parameters, host and core", f"{parameters[0]:,} and {parameters[1]:,}"),
+        ("core with diffusers, median", f"{theirs:.3f} s"),
+        ("through ComfyUI, median", f"{own:.3f} s"),
+        ("median ratio of pairs (aim: at most 1.2)", f"{ratio:.3f}"),
+    ]
+    host_inside.report(
+        "host_training",
+        rows,
+        {"pairs": pairs, "steps": steps, "side": side, "batch": batch, "ratio": ratio, "host_s": own, "core_s": theirs},
+    )
 
 
 def step_of(model: Any, reward: Any, steps: int, side: int, batch: int) -> Callable[[], Any]:

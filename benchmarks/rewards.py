@@ -29,11 +29,25 @@ from measure import publish, table
 
 PROMPT = "a photograph of a red fox in the snow at night, highly detailed"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-BERT = {"architectures": ["BertModel"], "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1, "hidden_size": 768, "initializer_range": 0.02, "intermediate_size": 3072,
-        "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "model_type": "bert", "num_attention_heads": 12,
-        "num_hidden_layers": 12, "pad_token_id": 0, "type_vocab_size": 2, "vocab_size": 30524, "encoder_width": 768,
-        "add_cross_attention": True}
+BERT = {
+    "architectures": ["BertModel"],
+    "attention_probs_dropout_prob": 0.1,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": 768,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 512,
+    "model_type": "bert",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "pad_token_id": 0,
+    "type_vocab_size": 2,
+    "vocab_size": 30524,
+    "encoder_width": 768,
+    "add_cross_attention": True,
+}
 
 
 def main():
@@ -85,24 +99,31 @@ def summary(runs, job):
     calls = [seconds for found in runs for seconds in found["seconds"][1:]]
     cpu = statistics.median(seconds for found in runs for seconds in found["cpu_seconds"][1:])
     per_call = statistics.median(calls)
-    return {"seconds_per_call": per_call, "cpu_seconds_per_call": cpu,
-            "pictures_per_second": len(job["calls"][-1]) / per_call, "calls": calls,
-            "peak_gib": max(found["peak_bytes"] for found in runs) / 2**30}
+    return {
+        "seconds_per_call": per_call,
+        "cpu_seconds_per_call": cpu,
+        "pictures_per_second": len(job["calls"][-1]) / per_call,
+        "calls": calls,
+        "peak_gib": max(found["peak_bytes"] for found in runs) / 2**30,
+    }
 
 
 def ratios(result, runs):
     ours, original = (torch.tensor(runs[name][0]["scores"]) for name in ("ours", "original"))
-    return {"speed_up": result["original"]["seconds_per_call"] / result["ours"]["seconds_per_call"],
-            "speed_up_cpu_time": result["original"]["cpu_seconds_per_call"] / result["ours"]["cpu_seconds_per_call"],
-            "memory_ratio": result["ours"]["peak_gib"] / result["original"]["peak_gib"],
-            "largest_score_difference": (ours - original).abs().max().item(),
-            "score_spread": original.std().item() if len(original) > 1 else None}
+    return {
+        "speed_up": result["original"]["seconds_per_call"] / result["ours"]["seconds_per_call"],
+        "speed_up_cpu_time": result["original"]["cpu_seconds_per_call"] / result["ours"]["cpu_seconds_per_call"],
+        "memory_ratio": result["ours"]["peak_gib"] / result["original"]["peak_gib"],
+        "largest_score_difference": (ours - original).abs().max().item(),
+        "score_spread": original.std().item() if len(original) > 1 else None,
+    }
 
 
 def worker(job):
     """Ours: the library behind `reneg score`."""
     from reneg_core.rewards import load_reward
     from reneg_core.score import score_files
+
     reward = load_reward(job["reward"], weights=job["weights"], vocab=job["vocab"], dtype=DTYPES[job["dtype"]])
     seconds, cpu_seconds, results = [], [], []
     for images in job["calls"]:
@@ -111,8 +132,11 @@ def worker(job):
         seconds.append(time.perf_counter() - clock)
         cpu_seconds.append(time.process_time() - cpu)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "scores": [r.score for r in results],
-                      "peak_bytes": peak}))
+    print(
+        json.dumps(
+            {"seconds": seconds, "cpu_seconds": cpu_seconds, "scores": [r.score for r in results], "peak_bytes": peak}
+        )
+    )
     return 0
 
 
@@ -126,8 +150,12 @@ def prepare(args, folder):
         (folder / "med_config.json").write_text(json.dumps(BERT))
         write_bert_vocabulary(vocab)
         make_once(weights, image_reward_state)
-        return job | {"weights": str(weights), "vocab": str(vocab), "med_config": str(folder / "med_config.json"),
-                      "calls": [images[:1], images]}
+        return job | {
+            "weights": str(weights),
+            "vocab": str(vocab),
+            "med_config": str(folder / "med_config.json"),
+            "calls": [images[:1], images],
+        }
     weights, vocab = folder / "HPS_v2.1_compressed.pt", folder / "bpe_simple_vocab_16e6.txt.gz"
     make_once(weights, hpsv2_state)
     write_bpe(vocab)
@@ -143,11 +171,24 @@ def image_reward_state():
     """The 625 published tensors with random values."""
     from reneg_core.rewards.blip import LAYOUT, BlipNetwork, TextEncoder
     from reneg_core.rewards.transformer import VisionTransformer
+
     with torch.device("meta"):
-        vision = VisionTransformer(image_size=224, patch_size=16, width=1024, hidden=4096, depth=24, heads=16,
-                                   eps=1e-6, act="gelu", pre_norm=False, patch_bias=True, first_only=False)
-        text = TextEncoder(rows=30524, context=512, width=768, image_width=1024, hidden=3072, depth=12, heads=12,
-                           eps=1e-12, act="gelu")
+        vision = VisionTransformer(
+            image_size=224,
+            patch_size=16,
+            width=1024,
+            hidden=4096,
+            depth=24,
+            heads=16,
+            eps=1e-6,
+            act="gelu",
+            pre_norm=False,
+            patch_bias=True,
+            first_only=False,
+        )
+        text = TextEncoder(
+            rows=30524, context=512, width=768, image_width=1024, hidden=3072, depth=12, heads=12, eps=1e-12, act="gelu"
+        )
     state = published(BlipNetwork(vision, text), LAYOUT)
     state["blip.visual_encoder.cls_token"] = state["blip.visual_encoder.cls_token"].view(1, 1, -1)
     state["blip.visual_encoder.pos_embed"] = state["blip.visual_encoder.pos_embed"][None]
@@ -167,11 +208,24 @@ def hpsv2_state():
 
     from reneg_core.rewards.clip import OPEN_CLIP, ImageTower, TextTower, TextTransformer
     from reneg_core.rewards.transformer import VisionTransformer
+
     with torch.device("meta"):
-        vision = VisionTransformer(image_size=224, patch_size=14, width=1280, hidden=5120, depth=32, heads=16,
-                                   eps=1e-5, act="gelu", pre_norm=True, patch_bias=False, first_only=True)
-        text = TextTransformer(rows=49408, context=77, width=1024, hidden=4096, depth=24, heads=16, eps=1e-5,
-                               act="gelu")
+        vision = VisionTransformer(
+            image_size=224,
+            patch_size=14,
+            width=1280,
+            hidden=5120,
+            depth=32,
+            heads=16,
+            eps=1e-5,
+            act="gelu",
+            pre_norm=True,
+            patch_bias=False,
+            first_only=True,
+        )
+        text = TextTransformer(
+            rows=49408, context=77, width=1024, hidden=4096, depth=24, heads=16, eps=1e-5, act="gelu"
+        )
         network = nn.ModuleDict({"image": ImageTower(vision, 1024), "text": TextTower(text, 1024)})
     state = published(network["image"], OPEN_CLIP) | published(network["text"], OPEN_CLIP)
     state["logit_scale"] = torch.tensor(4.6052)
@@ -184,7 +238,7 @@ def published(network, layout):
     for name, parameter in network.named_parameters():
         rule, keys = layout.rule(name)
         table_like = parameter.ndim == 1 or "embedding" in name or "positions" in name
-        scale = 0.02 if table_like else parameter[0].numel()**-0.5
+        scale = 0.02 if table_like else parameter[0].numel() ** -0.5
         value = torch.randn(parameter.shape, generator=generator) * scale
         value = value + 1 if "norm" in name and name.endswith("weight") else value
         value = value.t().contiguous() if rule.transposed else value
@@ -195,8 +249,16 @@ def published(network, layout):
 def write_bert_vocabulary(path):
     """As many entries as bert-base-uncased: the special tokens, letters, and fillers."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789,.!?'"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters),
-             *sorted(set(PROMPT.replace(",", "").split()) - set(letters))]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *(f"##{letter}" for letter in letters),
+        *sorted(set(PROMPT.replace(",", "").split()) - set(letters)),
+    ]
     path.write_text("\n".join([*words, *(f"filler{i}" for i in range(30522 - len(words)))]) + "\n")
 
 
@@ -206,12 +268,13 @@ def write_bpe(path):
         return
     stems = [f"{a}{b}" for a in "abcdefghijklmnopqrstuvwxyz" for b in "abcdefghijklmnopqrstuvwxyz"]
     merges = [" ".join(stem) for stem in stems]
-    merges += [f"{first} {second}" for first in stems for second in stems][:48894 - len(merges)]
+    merges += [f"{first} {second}" for first in stems for second in stems][: 48894 - len(merges)]
     path.write_bytes(gzip.compress(("#version\n" + "\n".join(merges) + "\n").encode()))
 
 
 def write_pictures(folder, count):
     from PIL import Image
+
     paths = []
     for i in range(count):
         generator = torch.Generator().manual_seed(i)

@@ -28,8 +28,11 @@ def main():
         cpu_seconds.append(time.process_time() - cpu)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     scores = scores if isinstance(scores, list) else [scores]
-    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "scores": [float(x) for x in scores],
-                      "peak_bytes": peak}))
+    print(
+        json.dumps(
+            {"seconds": seconds, "cpu_seconds": cpu_seconds, "scores": [float(x) for x in scores], "peak_bytes": peak}
+        )
+    )
 
 
 def prepare_torchvision():
@@ -63,6 +66,7 @@ def image_reward(job):
 
     blip.init_tokenizer = blip_pretrain.init_tokenizer = tokenizer_from_file
     from ImageReward.utils import load
+
     stdout, sys.stdout = sys.stdout, sys.stderr
     model = load(job["weights"], device="cpu", med_config=job["med_config"])
     sys.stdout = stdout
@@ -78,9 +82,19 @@ def hpsv2(job):
     bare_package("hpsv2")
     from hpsv2 import img_score
     from hpsv2.src.open_clip import create_model_and_transforms
+
     model, _, preprocess = create_model_and_transforms(
-        "ViT-H-14", None, precision="amp", device="cpu", jit=False, output_dict=True, light_augmentation=True,
-        aug_cfg={}, with_score_predictor=False, with_region_predictor=False)
+        "ViT-H-14",
+        None,
+        precision="amp",
+        device="cpu",
+        jit=False,
+        output_dict=True,
+        light_augmentation=True,
+        aug_cfg={},
+        with_score_predictor=False,
+        with_region_predictor=False,
+    )
     img_score.model_dict.update(model=model, preprocess_val=preprocess)
     return (lambda prompt, images: img_score.score(images, prompt, cp=job["weights"])), job["prompts"]
 

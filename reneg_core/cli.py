@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from . import __version__
 
-COMMANDS = ("demo", "train", "adapt", "infer", "evaluate", "inspect", "convert", "score", "rewards")
+COMMANDS = ("demo", "train", "adapt", "infer", "evaluate", "inspect", "convert", "score", "rewards", "comfy")
 
 DESCRIPTION = """\
 Learn, apply and judge negative embeddings (ReNeg, arXiv 2412.19637).
@@ -36,8 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 on success, 1 for an error that is explained in one message, 130 when interrupted."""
-    args = build_parser().parse_args(arguments)
     _quiet_libraries()
+    args = build_parser().parse_args(arguments)
     try:
         return args.run(args)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:

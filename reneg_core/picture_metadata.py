@@ -23,6 +23,7 @@ Graph = Mapping[str, Mapping[str, object]]
 def read_prompt(path: Path) -> str | None:
     """The positive prompt that a picture file says it was made from, None if it says nothing."""
     from PIL import Image
+
     with Image.open(path) as picture:
         texts = {key: value for key, value in picture.info.items() if isinstance(value, str)}
         comment = picture.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
@@ -72,6 +73,7 @@ def write_scores(path: Path, scores: Mapping[str, float]) -> None:
 def read_scores(path: Path) -> dict[str, float]:
     """Scores stored by `write_scores`, {} if there are none."""
     from PIL import Image
+
     with Image.open(path) as picture:
         return _json(picture.info.get(SCORES_KEY, "{}"))
 
@@ -89,9 +91,9 @@ def _chunks(data: bytes, path: Path) -> Iterator[bytes]:
         raise ValueError(f"{path} is not a PNG; scores are written into PNG files only")
     position = 8
     while position < len(data):
-        size = struct.unpack(">I", data[position:position + 4])[0] + 12
-        yield data[position:position + size]
-        if data[position + 4:position + 8] == b"IEND":
+        size = struct.unpack(">I", data[position : position + 4])[0] + 12
+        yield data[position : position + size]
+        if data[position + 4 : position + 8] == b"IEND":
             return
         position += size
     raise ValueError(f"{path} ends before its IEND chunk; the file is incomplete")
@@ -106,7 +108,7 @@ def _links(node: Mapping[str, object], nodes: Graph) -> list[tuple[str, str]]:
     """(input name, node key) for every input of `node` that is a link."""
     inputs = node.get("inputs")
     found = []
-    for name, value in (inputs.items() if isinstance(inputs, Mapping) else ()):
+    for name, value in inputs.items() if isinstance(inputs, Mapping) else ():
         if isinstance(value, list) and len(value) == 2 and str(value[0]) in nodes:
             found.append((name, str(value[0])))
     return found
@@ -136,9 +138,17 @@ def _text(key: str, nodes: Graph) -> str | None:
 
 def _backwards_through_conditioning(start: str, nodes: Graph) -> Iterator[Mapping[str, object]]:
     """Like `_backwards`, never into a negative, a model or a text encoder."""
-    pruned = {key: {**node, "inputs": {name: value for name, value in dict(node.get("inputs") or {}).items()
-                                       if name not in ("negative", "model", "clip", "vae", "image", "latent_image")}}
-              for key, node in nodes.items()}
+    pruned = {
+        key: {
+            **node,
+            "inputs": {
+                name: value
+                for name, value in dict(node.get("inputs") or {}).items()
+                if name not in ("negative", "model", "clip", "vae", "image", "latent_image")
+            },
+        }
+        for key, node in nodes.items()
+    }
     return _backwards(start, pruned)
 
 

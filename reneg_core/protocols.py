@@ -47,8 +47,9 @@ class MeanRow:
     count: int
 
 
-def hpsv2_table(scores: Mapping[str, Sequence[float]], reward: str, *, group: int = HPSV2_GROUP,
-                scale: float = 100.0) -> HPSv2Table:
+def hpsv2_table(
+    scores: Mapping[str, Sequence[float]], reward: str, *, group: int = HPSV2_GROUP, scale: float = 100.0
+) -> HPSv2Table:
     """The published HPSv2 benchmark statistics (Wu et al. 2023, arXiv 2306.09341; `evaluate` of the hpsv2 package).
 
     scores: cosines by style, in the order of the prompts. Each style's scores are cut into groups of `group` in that
@@ -61,7 +62,7 @@ def hpsv2_table(scores: Mapping[str, Sequence[float]], reward: str, *, group: in
     rows = []
     for style, values in scores.items():
         values = scale * np.asarray(values, dtype=np.float64)
-        means = [values[start:start + group].mean() for start in range(0, len(values), group)]
+        means = [values[start : start + group].mean() for start in range(0, len(values), group)]
         rows.append(StyleRow(style, float(np.mean(means)), float(np.std(means)), len(values)))
     everything = scale * np.concatenate([np.asarray(values, dtype=np.float64) for values in scores.values()])
     return HPSv2Table(reward, tuple(rows), float(everything.mean()))
@@ -77,7 +78,7 @@ def prompt_set_rows(scores: Mapping[str, Sequence[float]]) -> list[MeanRow]:
         values = np.asarray(values, dtype=np.float64)
         if len(values) < 2:
             raise ValueError(f"prompt-set protocol: got {len(values)} scores of {reward}, expected at least 2")
-        rows.append(MeanRow(reward, float(values.mean()), float(values.std(ddof=1) / len(values)**0.5), len(values)))
+        rows.append(MeanRow(reward, float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5), len(values)))
     return rows
 
 
@@ -90,8 +91,9 @@ def hpsv2_jobs(pictures: Path, prompts: Path) -> dict[str, list[Job]]:
     """
     styles = sorted(path.name for path in Path(pictures).iterdir() if path.is_dir()) if Path(pictures).is_dir() else []
     if not styles:
-        raise FileNotFoundError(f"{pictures}: expected a folder with one subfolder per style, e.g. "
-                                f"{', '.join(HPSV2_STYLES)}")
+        raise FileNotFoundError(
+            f"{pictures}: expected a folder with one subfolder per style, e.g. {', '.join(HPSV2_STYLES)}"
+        )
     return {style: _style_jobs(Path(pictures) / style, Path(prompts) / f"{style}.json") for style in styles}
 
 
@@ -101,11 +103,23 @@ def prompt_set_jobs(pictures: Path, prompts: Path) -> list[Job]:
     return _style_jobs(Path(pictures), Path(prompts))
 
 
-def score_jobs(reward: Reward, jobs: Sequence[Job], *, batch_size: int = 16, side_by_side: bool = False,
-               progress: Callable[[int], None] = lambda done: None) -> list[ScoredImage]:
+def score_jobs(
+    reward: Reward,
+    jobs: Sequence[Job],
+    *,
+    batch_size: int = 16,
+    side_by_side: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[ScoredImage]:
     """Score jobs in their order."""
-    return score_files(reward, [path for path, _ in jobs], [prompt for _, prompt in jobs], batch_size=batch_size,
-                       side_by_side=side_by_side, progress=progress)
+    return score_files(
+        reward,
+        [path for path, _ in jobs],
+        [prompt for _, prompt in jobs],
+        batch_size=batch_size,
+        side_by_side=side_by_side,
+        progress=progress,
+    )
 
 
 def read_prompt_list(path: Path) -> list[str]:

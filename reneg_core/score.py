@@ -70,13 +70,22 @@ def prompts_for(paths: Sequence[Path], prompt: str | None = None, prompt_file: P
     if isinstance(entries, Mapping):
         return [entries.get(str(path), entries.get(path.name)) for path in paths]
     if len(entries) != len(paths):
-        raise ValueError(f"{prompt_file} has {len(entries)} prompts for {len(paths)} pictures; expected as many, "
-                         "or a JSON object from file name to prompt")
+        raise ValueError(
+            f"{prompt_file} has {len(entries)} prompts for {len(paths)} pictures; expected as many, "
+            "or a JSON object from file name to prompt"
+        )
     return list(entries)
 
 
-def score_files(reward: Reward, paths: Sequence[Path], prompts: Sequence[str | None], *, batch_size: int = 16,
-                side_by_side: bool = False, progress: Callable[[int], None] = lambda done: None) -> list[ScoredImage]:
+def score_files(
+    reward: Reward,
+    paths: Sequence[Path],
+    prompts: Sequence[str | None],
+    *,
+    batch_size: int = 16,
+    side_by_side: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[ScoredImage]:
     """Score pictures in batches of equal size, without gradient. Every prompt is checked before the first picture.
 
     side_by_side: a mix only lists several rewards (`load_rewards`), so its sum is left out.
@@ -85,11 +94,13 @@ def score_files(reward: Reward, paths: Sequence[Path], prompts: Sequence[str | N
     """
     without = [path for path, prompt in zip(paths, prompts, strict=True) if prompt is None]
     if reward.needs_prompt and without:
-        raise ValueError(f"{len(without)} of {len(paths)} pictures carry no prompt in their metadata, "
-                         f"first {without[0]}; {reward.name} needs one: give --prompt or --prompts")
+        raise ValueError(
+            f"{len(without)} of {len(paths)} pictures carry no prompt in their metadata, "
+            f"first {without[0]}; {reward.name} needs one: give --prompt or --prompts"
+        )
     results = []
     for batch_paths, images in _batches(paths, batch_size):
-        texts = [prompt or "" for prompt in prompts[len(results):len(results) + len(batch_paths)]]
+        texts = [prompt or "" for prompt in prompts[len(results) : len(results) + len(batch_paths)]]
         results += _score_batch(reward, batch_paths, images, texts, side_by_side)
         progress(len(batch_paths))
     return results
@@ -99,6 +110,7 @@ def load_image(path: Path) -> Tensor:
     """A picture file as [1,3,H,W] float32 in [0,1]; transparency is dropped."""
     import numpy as np
     from PIL import Image, UnidentifiedImageError
+
     try:
         with Image.open(path) as picture:
             pixels = np.array(picture.convert("RGB"))
@@ -123,12 +135,16 @@ def _batches(paths: Sequence[Path], batch_size: int) -> Iterator[tuple[list[Path
 
 
 @torch.no_grad()
-def _score_batch(reward: Reward, paths: list[Path], images: Tensor, prompts: list[str],
-                 side_by_side: bool) -> list[ScoredImage]:
+def _score_batch(
+    reward: Reward, paths: list[Path], images: Tensor, prompts: list[str], side_by_side: bool
+) -> list[ScoredImage]:
     details = reward.details(images, prompts)
-    named = details.parts if side_by_side or len(details.parts) == 1 else {
-        reward.name: details.scores, **details.parts}
+    named = details.parts if side_by_side or len(details.parts) == 1 else {reward.name: details.scores, **details.parts}
     columns = {name: scores.tolist() for name, scores in named.items()}
     first = next(iter(columns.values()))
-    return [ScoredImage(path, prompts[i], first[i], {name: values[i] for name, values in columns.items()},
-                        details.truncated[i]) for i, path in enumerate(paths)]
+    return [
+        ScoredImage(
+            path, prompts[i], first[i], {name: values[i] for name, values in columns.items()}, details.truncated[i]
+        )
+        for i, path in enumerate(paths)
+    ]

@@ -40,13 +40,23 @@ def main() -> int:
 def original_scores(args: argparse.Namespace) -> list[float]:
     """Scores of the unmodified package, one call per picture."""
     folder = args.weights.resolve()
-    job = {"reward": "image_reward", "prompts": [args.prompt], "weights": str(folder / "ImageReward.pt"),
-           "vocab": str(folder / "vocab.txt"), "med_config": str(folder / "med_config.json")}
+    job = {
+        "reward": "image_reward",
+        "prompts": [args.prompt],
+        "weights": str(folder / "ImageReward.pt"),
+        "vocab": str(folder / "vocab.txt"),
+        "med_config": str(folder / "med_config.json"),
+    }
     scores = []
     for image in args.images:
         command = [args.original, str(ROOT / "benchmarks" / "rewards_original.py")]
-        done = subprocess.run(command, input=json.dumps(job | {"calls": [[str(Path(image).resolve())]]}), text=True,
-                              stdout=subprocess.PIPE, check=True)
+        done = subprocess.run(
+            command,
+            input=json.dumps(job | {"calls": [[str(Path(image).resolve())]]}),
+            text=True,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
         scores += json.loads(done.stdout.splitlines()[-1])["scores"]
     return scores
 
@@ -55,6 +65,7 @@ def our_scores(args: argparse.Namespace) -> list[float]:
     """Scores of this project."""
     from reneg_core.rewards import load_reward
     from reneg_core.score import score_files
+
     paths = [Path(image) for image in args.images]
     results = score_files(load_reward("image_reward", weights=args.weights), paths, [args.prompt] * len(paths))
     return [result.score for result in results]

@@ -7,7 +7,9 @@ what its denoiser predicts, and how its latents are decoded.
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,8 +60,29 @@ def load_model(
     """
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
-    pipeline = _load_pipeline(str(source), precision, config)
+    with _quiet_loading():
+        pipeline = _load_pipeline(str(source), precision, config)
     return DiffusersModel(pipeline.to(target), str(source))
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """No progress bars for reading local files (downloads from a hub keep theirs), nor the warning that the option
+    ``torch_dtype``, the only one that older releases know, is to be called ``dtype``."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = [(module, module.is_progress_bar_enabled()) for module in (diffusers_logging, transformers_logging)]
+    for module, _ in libraries:
+        module.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for module, enabled in libraries:
+            if enabled:
+                module.enable_progress_bar()
 
 
 def _load_pipeline(source: str, dtype: torch.dtype, config: str | Path | None) -> Any:

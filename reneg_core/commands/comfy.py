@@ -12,12 +12,17 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("comfy", help="run a workflow on a ComfyUI server")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     run = actions.add_parser(
-        "run", help="queue a workflow, follow it, save its pictures",
+        "run",
+        help="queue a workflow, follow it, save its pictures",
         description="Exit code 0: finished, 1: refused, failed or interrupted, 130: stopped here with Ctrl-C.",
     )
     run.add_argument("workflow", help="JSON file in API format, for example workflows/api/1_use_embedding_sd15.json")
     run.add_argument(
-        "--set", dest="settings", action="append", default=[], metavar="NODE.INPUT=VALUE",
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=VALUE",
         help="change an input; NODE is an id, a title or a class that occurs once (repeatable)",
     )
     run.add_argument("--server", default="http://127.0.0.1:8188", help="address of the server (%(default)s)")

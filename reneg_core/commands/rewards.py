@@ -44,8 +44,15 @@ def describe(name: str, search_dirs: list[str]) -> dict[str, Any]:
         else:
             found[file.name] = str(path)
     stats = {"mean": cls.statistics.mean, "std": cls.statistics.std, "source": cls.statistics.source}
-    return {"name": name, "summary": available_rewards()[name].summary, "ready": not missing, "found": found,
-            "missing": missing, "needs_prompt": cls.needs_prompt, "statistics": stats}
+    return {
+        "name": name,
+        "summary": available_rewards()[name].summary,
+        "ready": not missing,
+        "found": found,
+        "missing": missing,
+        "needs_prompt": cls.needs_prompt,
+        "statistics": stats,
+    }
 
 
 def as_text(row: dict[str, Any]) -> str:

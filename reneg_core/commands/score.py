@@ -28,11 +28,20 @@ def add_parser(subparsers: Any) -> None:
         "score", help="score pictures", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files or folders")
-    parser.add_argument("--reward", action="append", required=True, metavar="SPEC",
-                        help="name, mix or python file; repeat for several (see: reneg rewards)")
+    parser.add_argument(
+        "--reward",
+        action="append",
+        required=True,
+        metavar="SPEC",
+        help="name, mix or python file; repeat for several (see: reneg rewards)",
+    )
     parser.add_argument("--prompt", help="the same prompt for every picture")
-    parser.add_argument("--prompts", type=Path, metavar="FILE",
-                        help="one prompt per line in the order of the pictures, or JSON: file name to prompt")
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="one prompt per line in the order of the pictures, or JSON: file name to prompt",
+    )
     add_weight_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the networks (%(default)s)")
@@ -48,8 +57,13 @@ def add_parser(subparsers: Any) -> None:
 def add_weight_options(parser: argparse.ArgumentParser) -> None:
     """--weights, --config, --vocab, --merges, --search-dir, --download."""
     group = parser.add_argument_group("weights")
-    group.add_argument("--weights", action="append", default=[], metavar="[NAME=]PATH",
-                       help="file or folder in the published layout; NAME= for one of several rewards")
+    group.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="file or folder in the published layout; NAME= for one of several rewards",
+    )
     group.add_argument("--config", type=Path, help="configuration JSON, if it is not beside the weights")
     group.add_argument("--vocab", help="vocabulary file, folder or hub id, if it is not beside the weights")
     group.add_argument("--merges", help="merges.txt that belongs to --vocab")
@@ -110,8 +124,10 @@ def select(results: Sequence[ScoredImage], sort: str | None, top: int | None) ->
 
 def as_json(results: Sequence[ScoredImage]) -> str:
     """A list of objects, one per picture."""
-    rows = [{"image": str(r.image), "prompt": r.prompt, "score": r.score, "scores": r.scores,
-             "truncated": r.truncated} for r in results]
+    rows = [
+        {"image": str(r.image), "prompt": r.prompt, "score": r.score, "scores": r.scores, "truncated": r.truncated}
+        for r in results
+    ]
     return json.dumps(rows, indent=2, ensure_ascii=False)
 
 
@@ -135,10 +151,12 @@ def as_table(results: Sequence[ScoredImage]) -> str:
     return "\n".join(lines)
 
 
-def _with_progress(args: argparse.Namespace, reward: Any, paths: list[Path],
-                   prompts: list[str | None]) -> list[ScoredImage]:
+def _with_progress(
+    args: argparse.Namespace, reward: Any, paths: list[Path], prompts: list[str | None]
+) -> list[ScoredImage]:
     from tqdm import tqdm
 
     with tqdm(total=len(paths), unit="picture", disable=not sys.stderr.isatty()) as bar:
-        return score_files(reward, paths, prompts, batch_size=args.batch_size, side_by_side=len(args.reward) > 1,
-                           progress=bar.update)
+        return score_files(
+            reward, paths, prompts, batch_size=args.batch_size, side_by_side=len(args.reward) > 1, progress=bar.update
+        )

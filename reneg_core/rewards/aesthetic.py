@@ -19,9 +19,14 @@ from reneg_core.rewards.weights import PublishedFile, Source, find_file
 
 REPOSITORY = "https://github.com/christophschuhmann/improved-aesthetic-predictor"
 HEAD = PublishedFile(
-    "sac+logos+ava1-l14-linearMSE.pth", size=3_714_759, aliases=("sac+logos+ava1-l14-linearMSE.safetensors",),
-    copies="saclogosava1|aesthetic", signatures=("layers.7.weight",), homepage=REPOSITORY,
-    url=f"{REPOSITORY}/raw/main/sac+logos+ava1-l14-linearMSE.pth")
+    "sac+logos+ava1-l14-linearMSE.pth",
+    size=3_714_759,
+    aliases=("sac+logos+ava1-l14-linearMSE.safetensors",),
+    copies="saclogosava1|aesthetic",
+    signatures=("layers.7.weight",),
+    homepage=REPOSITORY,
+    url=f"{REPOSITORY}/raw/main/sac+logos+ava1-l14-linearMSE.pth",
+)
 
 
 class Aesthetic(ClipImageReward):
@@ -41,23 +46,36 @@ class Aesthetic(ClipImageReward):
     def __init__(self, tower: ImageTower, head: LinearHead, **options: object) -> None:
         super().__init__(tower, **options)
         if head.weight.shape[1] != tower.vision_projection.out_features:
-            raise ValueError(f"the aesthetic head reads {head.weight.shape[1]} features, the CLIP tower gives "
-                             f"{tower.vision_projection.out_features}; expected the weights of ViT-L/14")
+            raise ValueError(
+                f"the aesthetic head reads {head.weight.shape[1]} features, the CLIP tower gives "
+                f"{tower.vision_projection.out_features}; expected the weights of ViT-L/14"
+            )
         self.head = head
 
     @classmethod
-    def load(cls, *, weights: object = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-             clip_weights: object = None, config: object = None, search_dirs: Sequence[str] = (),
-             download: bool = False, preprocess: str = "exact", shared: dict[Hashable, object] | None = None,
-             **options: object) -> "Aesthetic":
+    def load(
+        cls,
+        *,
+        weights: object = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        clip_weights: object = None,
+        config: object = None,
+        search_dirs: Sequence[str] = (),
+        download: bool = False,
+        preprocess: str = "exact",
+        shared: dict[Hashable, object] | None = None,
+        **options: object,
+    ) -> "Aesthetic":
         """See `load_reward`. weights: the head or a directory with it; clip_weights: the CLIP weights (a file or a
         directory), looked for beside the head if not given; config: of the CLIP tower."""
         check_mode(preprocess)
         source = Source.of(weights, search_dirs, download)
         head_file = Checkpoint(_not_relu(find_file(HEAD, source)))
         head = load_head(head_file, "layers.", device=device, dtype=dtype)
-        clip_source = source.beside(head_file.path) if clip_weights is None else Source.of(
-            clip_weights, search_dirs, download)
+        clip_source = (
+            source.beside(head_file.path) if clip_weights is None else Source.of(clip_weights, search_dirs, download)
+        )
         checkpoint = Checkpoint(find_file(cls.file, clip_source))
         settings = clip_settings(checkpoint, config, cls.clip_defaults)
         tower = shared_tower(checkpoint, settings, device, dtype, shared)
@@ -69,6 +87,7 @@ class Aesthetic(ClipImageReward):
 
 def _not_relu(path: Path) -> Path:
     if "relu" in path.name.lower():
-        raise ValueError(f"{path} is a head with ReLU activations, another network; "
-                         f"expected {HEAD.name} ({REPOSITORY})")
+        raise ValueError(
+            f"{path} is a head with ReLU activations, another network; expected {HEAD.name} ({REPOSITORY})"
+        )
     return path

@@ -52,8 +52,14 @@ class Reward(nn.Module):
     published_files: ClassVar[tuple[object, ...]] = ()
 
     @classmethod
-    def load(cls, *, weights: object = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-             **options: object) -> "Reward":
+    def load(
+        cls,
+        *,
+        weights: object = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        **options: object,
+    ) -> "Reward":
         """Build the reward; `weights` reaches the constructor only when given."""
         if weights is not None:
             options["weights"] = weights
@@ -110,8 +116,9 @@ class Reward(nn.Module):
     def _checked(self, scores: Tensor, batch: int) -> Tensor:
         if not isinstance(scores, Tensor) or tuple(scores.shape) != (batch,):
             got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-            raise ValueError(f"reward {self.name!r} returned {got}; expected a tensor of shape ({batch},), "
-                             "one number per image")
+            raise ValueError(
+                f"reward {self.name!r} returned {got}; expected a tensor of shape ({batch},), one number per image"
+            )
         return scores
 
 
@@ -121,16 +128,19 @@ def check_images(images: Tensor) -> None:
         raise TypeError(f"images: got {type(images).__name__}, expected a torch tensor [B,3,H,W] in [0,1]")
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         hint = "; channels last: permute(0, 3, 1, 2)" if images.ndim == 4 and images.shape[-1] in (3, 4) else ""
-        raise ValueError(f"images: got shape {tuple(images.shape)}, expected [B,3,H,W] with B >= 1 "
-                         f"(RGB, no alpha){hint}")
+        raise ValueError(
+            f"images: got shape {tuple(images.shape)}, expected [B,3,H,W] with B >= 1 (RGB, no alpha){hint}"
+        )
     if not images.is_floating_point():
         raise TypeError(f"images: got dtype {images.dtype}, expected floating point in [0,1]; divide 8-bit by 255")
     low, high = (float(value) for value in torch.aminmax(images.detach()))
     if not (abs(low) < float("inf") and abs(high) < float("inf")):
         raise ValueError("images: contain NaN or infinite pixels; check the decoder's output (half precision?)")
     if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
-        raise ValueError(f"images: values span [{low:.4g}, {high:.4g}], expected [0,1]; "
-                         "map a [-1,1] decoder output with (x + 1) / 2 and clamp")
+        raise ValueError(
+            f"images: values span [{low:.4g}, {high:.4g}], expected [0,1]; "
+            "map a [-1,1] decoder output with (x + 1) / 2 and clamp"
+        )
 
 
 def check_prompts(prompts: Sequence[str], batch: int, needed: bool = True) -> list[str]:
@@ -165,4 +175,4 @@ def ordinary_tensors() -> Iterator[None]:
 
 
 def _split(items: list[str], step: int) -> Iterator[list[str]]:
-    return (items[start:start + step] for start in range(0, len(items), step))
+    return (items[start : start + step] for start in range(0, len(items), step))

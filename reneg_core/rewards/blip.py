@@ -28,23 +28,27 @@ def _attention_rules(ours: str, theirs: str) -> tuple[Rule, ...]:
 
 
 _BLOCK = r"blip.visual_encoder.blocks.\1."
-LAYOUT = Layout("blip.visual_encoder.cls_token", (
-    Rule(r"vision\.class_token", ("blip.visual_encoder.cls_token",)),
-    Rule(r"vision\.positions", ("blip.visual_encoder.pos_embed",)),
-    Rule(r"vision\.patch\.(\w+)", (r"blip.visual_encoder.patch_embed.proj.\1",)),
-    Rule(r"vision\.blocks\.(\d+)\.(norm[12]\.\w+)", (_BLOCK + r"\2",)),
-    Rule(r"vision\.blocks\.(\d+)\.((qkv|proj)\.\w+)", (_BLOCK + r"attn.\2",)),
-    Rule(r"vision\.blocks\.(\d+)\.(fc[12]\.\w+)", (_BLOCK + r"mlp.\2",)),
-    Rule(r"vision\.norm\.(\w+)", (r"blip.visual_encoder.norm.\1",)),
-    Rule(r"text\.embedding\.weight", (_TEXT + "embeddings.word_embeddings.weight",)),
-    Rule(r"text\.positions", (_TEXT + "embeddings.position_embeddings.weight",)),
-    Rule(r"text\.norm\.(\w+)", (_TEXT + r"embeddings.LayerNorm.\1",)),
-    *_attention_rules("attention", "attention"),
-    *_attention_rules("cross", "crossattention"),
-    Rule(r"text\.layers\.(\d+)\.fc1\.(\w+)", (_LAYER + r"intermediate.dense.\2",)),
-    Rule(r"text\.layers\.(\d+)\.fc2\.(\w+)", (_LAYER + r"output.dense.\2",)),
-    Rule(r"text\.layers\.(\d+)\.norm\.(\w+)", (_LAYER + r"output.LayerNorm.\2",)),
-), ignored=(r"blip\.text_encoder\.embeddings\.position_ids", r"blip\.(vision|text)_proj\..*", r"mlp\.layers\..*"))
+LAYOUT = Layout(
+    "blip.visual_encoder.cls_token",
+    (
+        Rule(r"vision\.class_token", ("blip.visual_encoder.cls_token",)),
+        Rule(r"vision\.positions", ("blip.visual_encoder.pos_embed",)),
+        Rule(r"vision\.patch\.(\w+)", (r"blip.visual_encoder.patch_embed.proj.\1",)),
+        Rule(r"vision\.blocks\.(\d+)\.(norm[12]\.\w+)", (_BLOCK + r"\2",)),
+        Rule(r"vision\.blocks\.(\d+)\.((qkv|proj)\.\w+)", (_BLOCK + r"attn.\2",)),
+        Rule(r"vision\.blocks\.(\d+)\.(fc[12]\.\w+)", (_BLOCK + r"mlp.\2",)),
+        Rule(r"vision\.norm\.(\w+)", (r"blip.visual_encoder.norm.\1",)),
+        Rule(r"text\.embedding\.weight", (_TEXT + "embeddings.word_embeddings.weight",)),
+        Rule(r"text\.positions", (_TEXT + "embeddings.position_embeddings.weight",)),
+        Rule(r"text\.norm\.(\w+)", (_TEXT + r"embeddings.LayerNorm.\1",)),
+        *_attention_rules("attention", "attention"),
+        *_attention_rules("cross", "crossattention"),
+        Rule(r"text\.layers\.(\d+)\.fc1\.(\w+)", (_LAYER + r"intermediate.dense.\2",)),
+        Rule(r"text\.layers\.(\d+)\.fc2\.(\w+)", (_LAYER + r"output.dense.\2",)),
+        Rule(r"text\.layers\.(\d+)\.norm\.(\w+)", (_LAYER + r"output.LayerNorm.\2",)),
+    ),
+    ignored=(r"blip\.text_encoder\.embeddings\.position_ids", r"blip\.(vision|text)_proj\..*", r"mlp\.layers\..*"),
+)
 
 
 class Attention(nn.Module):
@@ -82,8 +86,19 @@ class TextEncoder(nn.Module):
 
     checkpointing = False
 
-    def __init__(self, *, rows: int, context: int, width: int, image_width: int, hidden: int, depth: int, heads: int,
-                 eps: float, act: str) -> None:
+    def __init__(
+        self,
+        *,
+        rows: int,
+        context: int,
+        width: int,
+        image_width: int,
+        hidden: int,
+        depth: int,
+        heads: int,
+        eps: float,
+        act: str,
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(rows, width)
         self.positions = nn.Parameter(torch.zeros(context, width))
@@ -94,7 +109,7 @@ class TextEncoder(nn.Module):
         """tokens of B prompts, image [B,I,V] -> [B,W]."""
         ids, lengths = tokens.ids.to(image.device), tokens.lengths.to(image.device)
         mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None])[:, None, None]
-        x = self.norm(self.embedding(ids) + self.positions[:ids.shape[1]])
+        x = self.norm(self.embedding(ids) + self.positions[: ids.shape[1]])
         for i, layer in enumerate(self.layers):
             arguments = (image, mask, i == len(self.layers) - 1)
             x = self._checkpointed(layer, x, *arguments) if self.checkpointing else layer(x, *arguments)

@@ -79,12 +79,13 @@ class Layout:
         """Number of blocks `prefix`N in the checkpoint."""
         marker = self.rule(f"{prefix}7.fc1.weight")[1][0].split("7", 1)[0]
         keys = checkpoint.keys()
-        found = {key[len(marker):].split(".")[0] for key in keys if key.startswith(marker)}
+        found = {key[len(marker) :].split(".")[0] for key in keys if key.startswith(marker)}
         return len(found)
 
 
-def load_network(network: nn.Module, checkpoint: Checkpoint, layout: Layout, *, device: torch.device | str,
-                 dtype: torch.dtype) -> nn.Module:
+def load_network(
+    network: nn.Module, checkpoint: Checkpoint, layout: Layout, *, device: torch.device | str, dtype: torch.dtype
+) -> nn.Module:
     """Fill `network` (built on the meta device) from `checkpoint`; frozen, in eval mode, on `device` in `dtype`.
 
     Raises ValueError naming missing and unexpected keys, or the first tensor of another shape.
@@ -98,8 +99,10 @@ def load_network(network: nn.Module, checkpoint: Checkpoint, layout: Layout, *, 
         while tensor.ndim > parameter.ndim and len(tensor) == 1:  # published with a batch dimension
             tensor = tensor[0]
         if tensor.shape != parameter.shape:
-            raise ValueError(f"{checkpoint.path}: {keys[0]} has shape {tuple(tensor.shape)}, "
-                             f"expected {tuple(parameter.shape)} from the other tensors and the configuration")
+            raise ValueError(
+                f"{checkpoint.path}: {keys[0]} has shape {tuple(tensor.shape)}, "
+                f"expected {tuple(parameter.shape)} from the other tensors and the configuration"
+            )
         state[name] = tensor
     network.load_state_dict(state, assign=True)
     return network.eval().requires_grad_(False)
@@ -115,8 +118,9 @@ def check_keys(checkpoint: Checkpoint, wanted: Iterable[str], ignored: Sequence[
         raise ValueError(f"{checkpoint.path}: not the published layout: {'; '.join(problems)}")
 
 
-def _joined(checkpoint: Checkpoint, keys: list[str], transposed: bool, device: torch.device | str,
-            dtype: torch.dtype) -> Tensor:
+def _joined(
+    checkpoint: Checkpoint, keys: list[str], transposed: bool, device: torch.device | str, dtype: torch.dtype
+) -> Tensor:
     parts = [checkpoint.tensor(key).to(device=device, dtype=dtype) for key in keys]
     tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
     return tensor.t().contiguous() if transposed else tensor
@@ -136,6 +140,7 @@ def _open(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tenso
 
 def _open_safetensors(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
     from safetensors import SafetensorError, safe_open
+
     try:
         file = safe_open(path, framework="pt")
     except SafetensorError as error:
@@ -158,6 +163,8 @@ def _read_legacy_pickle(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as plain tensors (weights_only): "
-                         f"{(str(error) or type(error).__name__).splitlines()[0]}; expected the published state dict, "
-                         "incomplete downloads and TorchScript archives are refused") from error
+        raise ValueError(
+            f"{path} cannot be read as plain tensors (weights_only): "
+            f"{(str(error) or type(error).__name__).splitlines()[0]}; expected the published state dict, "
+            "incomplete downloads and TorchScript archives are refused"
+        ) from error

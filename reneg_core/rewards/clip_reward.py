@@ -40,11 +40,22 @@ class ClipImageReward(Reward):
     clip_defaults = ClipConfig()
     crop = "round"
     options_for_loading: ClassVar[frozenset[str]] = frozenset(
-        {"config", "vocab", "merges", "search_dirs", "download", "preprocess", "checkpointing", "memory_budget",
-         "shared"})
+        {
+            "config",
+            "vocab",
+            "merges",
+            "search_dirs",
+            "download",
+            "preprocess",
+            "checkpointing",
+            "memory_budget",
+            "shared",
+        }
+    )
 
-    def __init__(self, tower: ImageTower, preprocess: str, checkpointing: bool = False,
-                 memory_budget: int | None = None) -> None:
+    def __init__(
+        self, tower: ImageTower, preprocess: str, checkpointing: bool = False, memory_budget: int | None = None
+    ) -> None:
         super().__init__()
         check_mode(preprocess)
         self.tower, self.mode = tower, preprocess
@@ -96,17 +107,29 @@ class ClipTextImageReward(ClipImageReward):
         if "file" in cls.__dict__:
             cls.published_files = (cls.file, CLIP_TOKENIZER)
 
-    def __init__(self, tower: ImageTower, text: TextTower, tokenizer: Tokenizer, logit_scale: float,
-                 **options: object) -> None:
+    def __init__(
+        self, tower: ImageTower, text: TextTower, tokenizer: Tokenizer, logit_scale: float, **options: object
+    ) -> None:
         super().__init__(tower, **options)
         self.text, self.tokenizer, self.logit_scale = text, tokenizer, logit_scale
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
 
     @classmethod
-    def load(cls, *, weights: object = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-             config: object = None, vocab: VocabPath | None = None, merges: VocabPath | None = None,
-             search_dirs: Sequence[str] = (), download: bool = False, preprocess: str = "exact",
-             shared: dict[Hashable, object] | None = None, **options: object) -> "ClipTextImageReward":
+    def load(
+        cls,
+        *,
+        weights: object = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        config: object = None,
+        vocab: VocabPath | None = None,
+        merges: VocabPath | None = None,
+        search_dirs: Sequence[str] = (),
+        download: bool = False,
+        preprocess: str = "exact",
+        shared: dict[Hashable, object] | None = None,
+        **options: object,
+    ) -> "ClipTextImageReward":
         """See `load_reward`. config: mapping or JSON path with what the shapes do not tell (`read_clip_config`)."""
         check_mode(preprocess)
         source = Source.of(weights, search_dirs, download)
@@ -115,8 +138,13 @@ class ClipTextImageReward(ClipImageReward):
         tower = shared_tower(checkpoint, settings, device, dtype, shared)
         text = load_text_tower(checkpoint, settings, device, dtype)
         tokenizer = find_clip_tokenizer(
-            vocab, merges, source.beside(checkpoint.path), rows=text.text.embedding.num_embeddings,
-            context=len(text.text.positions), clean=cls.clean)
+            vocab,
+            merges,
+            source.beside(checkpoint.path),
+            rows=text.text.embedding.num_embeddings,
+            context=len(text.text.positions),
+            clean=cls.clean,
+        )
         logit_scale = float(checkpoint.tensor("logit_scale"))
         return cls(tower, text, tokenizer, logit_scale, preprocess=preprocess, **options)
 
@@ -128,7 +156,7 @@ class ClipTextImageReward(ClipImageReward):
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
         with ordinary_tensors():
             for start in range(0, len(new), PROMPTS_PER_PASS):
-                batch = new[start:start + PROMPTS_PER_PASS]
+                batch = new[start : start + PROMPTS_PER_PASS]
                 self._cache.update(zip(batch, self.text(self.tokenizer(batch)), strict=True))
         features = torch.stack([self._cache[prompt] for prompt in prompts])
         while len(self._cache) > CACHED_PROMPTS:
@@ -146,13 +174,21 @@ class ClipTextImageReward(ClipImageReward):
 
 def clip_settings(checkpoint: Checkpoint, config: object, defaults: ClipConfig) -> ClipConfig:
     """Configuration as given, else from the JSON beside the weights, else the published model's."""
-    raw = read_json(config) if config is not None else read_json_beside(
-        checkpoint.path, ("config.json", "open_clip_config.json"), is_clip_config)
+    raw = (
+        read_json(config)
+        if config is not None
+        else read_json_beside(checkpoint.path, ("config.json", "open_clip_config.json"), is_clip_config)
+    )
     return read_clip_config(raw, defaults)
 
 
-def shared_tower(checkpoint: Checkpoint, settings: ClipConfig, device: torch.device | str, dtype: torch.dtype,
-                 shared: dict[Hashable, object] | None) -> ImageTower:
+def shared_tower(
+    checkpoint: Checkpoint,
+    settings: ClipConfig,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    shared: dict[Hashable, object] | None,
+) -> ImageTower:
     """The image tower of the file, loaded once per mix."""
     shared = {} if shared is None else shared
     key = ("image tower", checkpoint.path.resolve(), settings, str(device), dtype)

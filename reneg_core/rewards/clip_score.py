@@ -8,10 +8,22 @@ from reneg_core.rewards.clip_reward import ClipTextImageReward
 from reneg_core.rewards.weights import PublishedFile
 
 SIGNATURES = tuple(layout.signature for layout in LAYOUTS)
-CLIP_L14 = PublishedFile("model.safetensors", "openai/clip-vit-large-patch14", 1_710_000_000,
-                         aliases=("ViT-L-14.safetensors",), copies="clipscore|clipvitl|vitl14", signatures=SIGNATURES)
-CLIP_B32 = PublishedFile("model.safetensors", "openai/clip-vit-base-patch32", 605_000_000,
-                         aliases=("ViT-B-32.safetensors",), copies="clipvitb|vitb32", signatures=SIGNATURES)
+CLIP_L14 = PublishedFile(
+    "model.safetensors",
+    "openai/clip-vit-large-patch14",
+    1_710_000_000,
+    aliases=("ViT-L-14.safetensors",),
+    copies="clipscore|clipvitl|vitl14",
+    signatures=SIGNATURES,
+)
+CLIP_B32 = PublishedFile(
+    "model.safetensors",
+    "openai/clip-vit-base-patch32",
+    605_000_000,
+    aliases=("ViT-B-32.safetensors",),
+    copies="clipvitb|vitb32",
+    signatures=SIGNATURES,
+)
 VARIANTS = {"cosine": "", "hessel": "-hessel", "percent": "-percent"}
 RANGE = "practical range 0.15 to 0.35 read as mean plus or minus two deviations"
 

@@ -34,9 +34,14 @@ class HPSv2(ClipTextImageReward):
 
 
 def _published(version: str, copies: str) -> PublishedFile:
-    return PublishedFile(f"HPS_v{version}_compressed.pt", "xswu/HPSv2", 1_972_490_005,
-                         aliases=(f"HPS_v{version}_compressed.safetensors",), copies=copies,
-                         signatures=tuple(layout.signature for layout in LAYOUTS))
+    return PublishedFile(
+        f"HPS_v{version}_compressed.pt",
+        "xswu/HPSv2",
+        1_972_490_005,
+        aliases=(f"HPS_v{version}_compressed.safetensors",),
+        copies=copies,
+        signatures=tuple(layout.signature for layout in LAYOUTS),
+    )
 
 
 class HPSv20(HPSv2):

@@ -23,8 +23,14 @@ from reneg_core.rewards.weights import PublishedFile, Source, find_file, read_js
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw head output, published with the model
 CONTEXT = 35  # tokens of the prompt that the published pipeline reads
 
-WEIGHTS = PublishedFile("ImageReward.pt", "zai-org/ImageReward", 1_786_880_927,
-                        aliases=("ImageReward.safetensors",), copies="imagereward", signatures=(LAYOUT.signature,))
+WEIGHTS = PublishedFile(
+    "ImageReward.pt",
+    "zai-org/ImageReward",
+    1_786_880_927,
+    aliases=("ImageReward.safetensors",),
+    copies="imagereward",
+    signatures=(LAYOUT.signature,),
+)
 MED_CONFIG = "med_config.json"
 HEADS = ("heads", "num_heads", "num_attention_heads")  # names of the number of heads in a "vision" section
 
@@ -50,12 +56,21 @@ class ImageReward(Reward):
     name = "image_reward"
     statistics = Statistics(0.0, 1.0, "published with the model: its score is standardised")
     options_for_loading: ClassVar[frozenset[str]] = frozenset(
-        {"config", "vocab", "search_dirs", "download", "preprocess", "checkpointing", "memory_budget"})
+        {"config", "vocab", "search_dirs", "download", "preprocess", "checkpointing", "memory_budget"}
+    )
 
     published_files = (WEIGHTS, BERT_VOCAB)
 
-    def __init__(self, network: BlipNetwork, head: LinearHead, tokenizer: Tokenizer, *, preprocess: str = "exact",
-                 checkpointing: bool = False, memory_budget: int | None = None) -> None:
+    def __init__(
+        self,
+        network: BlipNetwork,
+        head: LinearHead,
+        tokenizer: Tokenizer,
+        *,
+        preprocess: str = "exact",
+        checkpointing: bool = False,
+        memory_budget: int | None = None,
+    ) -> None:
         super().__init__()
         check_mode(preprocess)
         self.network, self.head, self.tokenizer, self.mode = network, head, tokenizer, preprocess
@@ -63,9 +78,19 @@ class ImageReward(Reward):
         network.vision.blocks.checkpointing = network.text.checkpointing = checkpointing
 
     @classmethod
-    def load(cls, *, weights: object = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-             config: object = None, vocab: VocabPath | None = None, search_dirs: Sequence[str] = (),
-             download: bool = False, preprocess: str = "exact", **options: object) -> "ImageReward":
+    def load(
+        cls,
+        *,
+        weights: object = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        config: object = None,
+        vocab: VocabPath | None = None,
+        search_dirs: Sequence[str] = (),
+        download: bool = False,
+        preprocess: str = "exact",
+        **options: object,
+    ) -> "ImageReward":
         """See `load_reward`. config: mapping or JSON path, the published `med_config.json` or
         {"med_config": ..., "vision": {"heads": ...}}; vocab: bert-base-uncased's `vocab.txt`, a directory or hub id."""
         check_mode(preprocess)
@@ -86,7 +111,8 @@ class ImageReward(Reward):
         """The network alone: pixels [B,3,S,S] already preprocessed and normalised, prompts of length B -> [B]."""
         tokens = self.tokenizer(prompts)
         features = isolated_float16_gradient(
-            lambda part: self.network(part, tokens), pixels, self.network.vision.positions.dtype)
+            lambda part: self.network(part, tokens), pixels, self.network.vision.positions.dtype
+        )
         return (self.head(features) - MEAN) / STD
 
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
@@ -102,8 +128,9 @@ class ImageReward(Reward):
         return self.score_pixels(self.preprocess(at_least_float32(images)), prompts)
 
 
-def load_blip(checkpoint: Checkpoint, config: BlipConfig, device: torch.device | str,
-              dtype: torch.dtype) -> BlipNetwork:
+def load_blip(
+    checkpoint: Checkpoint, config: BlipConfig, device: torch.device | str, dtype: torch.dtype
+) -> BlipNetwork:
     """The network of `checkpoint`, every dimension from its tensors and the rest from `config`."""
     with torch.device("meta"):
         network = BlipNetwork(_vision(checkpoint, config), _text(checkpoint, config))
@@ -119,7 +146,8 @@ def read_blip_config(raw: Mapping[str, object]) -> BlipConfig:
         vision_act=str(vision.get("act", default.vision_act)),
         text_heads=int(med.get("num_attention_heads", default.text_heads)),
         text_eps=float(med.get("layer_norm_eps", default.text_eps)),
-        text_act=str(med.get("hidden_act", default.text_act)))
+        text_act=str(med.get("hidden_act", default.text_act)),
+    )
 
 
 def _beside(checkpoint: Checkpoint) -> dict[str, object]:
@@ -147,16 +175,30 @@ def _vision(checkpoint: Checkpoint, config: BlipConfig) -> VisionTransformer:
     width, _, patch, _ = LAYOUT.shape(checkpoint, "vision.patch.weight")
     patches = LAYOUT.shape(checkpoint, "vision.positions")[1] - 1
     return VisionTransformer(
-        image_size=isqrt(patches) * patch, patch_size=patch, width=width, eps=config.vision_eps,
-        hidden=LAYOUT.shape(checkpoint, "vision.blocks.0.fc1.weight")[0], act=config.vision_act,
-        depth=LAYOUT.depth(checkpoint, "vision.blocks."), heads=heads_of(width, config.vision_heads, 64, "vision"),
-        pre_norm=False, patch_bias=True, first_only=False)
+        image_size=isqrt(patches) * patch,
+        patch_size=patch,
+        width=width,
+        eps=config.vision_eps,
+        hidden=LAYOUT.shape(checkpoint, "vision.blocks.0.fc1.weight")[0],
+        act=config.vision_act,
+        depth=LAYOUT.depth(checkpoint, "vision.blocks."),
+        heads=heads_of(width, config.vision_heads, 64, "vision"),
+        pre_norm=False,
+        patch_bias=True,
+        first_only=False,
+    )
 
 
 def _text(checkpoint: Checkpoint, config: BlipConfig) -> TextEncoder:
     rows, width = LAYOUT.shape(checkpoint, "text.embedding.weight")
     return TextEncoder(
-        rows=rows, context=LAYOUT.shape(checkpoint, "text.positions")[0], width=width,
-        image_width=LAYOUT.shape(checkpoint, "vision.patch.weight")[0], act=config.text_act, eps=config.text_eps,
+        rows=rows,
+        context=LAYOUT.shape(checkpoint, "text.positions")[0],
+        width=width,
+        image_width=LAYOUT.shape(checkpoint, "vision.patch.weight")[0],
+        act=config.text_act,
+        eps=config.text_eps,
         hidden=LAYOUT.shape(checkpoint, "text.layers.0.fc1.weight")[0],
-        depth=LAYOUT.depth(checkpoint, "text.layers."), heads=heads_of(width, config.text_heads, 64, "text"))
+        depth=LAYOUT.depth(checkpoint, "text.layers."),
+        heads=heads_of(width, config.text_heads, 64, "text"),
+    )

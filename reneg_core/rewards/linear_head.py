@@ -27,16 +27,24 @@ def head_keys(prefix: str) -> list[str]:
     return [f"{prefix}{layer}.{part}" for layer in LAYERS for part in ("weight", "bias")]
 
 
-def load_head(checkpoint: Checkpoint, prefix: str, *, device: torch.device | str, dtype: torch.dtype,
-              ignored: tuple[str, ...] = ()) -> LinearHead:
+def load_head(
+    checkpoint: Checkpoint,
+    prefix: str,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    ignored: tuple[str, ...] = (),
+) -> LinearHead:
     """Fold the head in float64; raises ValueError naming missing or unexpected keys, or layers that do not chain."""
     check_keys(checkpoint, head_keys(prefix), ignored)
     weight, bias = None, None
     for layer in LAYERS:
         step, shift = (checkpoint.tensor(f"{prefix}{layer}.{part}").double() for part in ("weight", "bias"))
         if weight is not None and step.shape[1] != len(weight):
-            raise ValueError(f"{checkpoint.path}: {prefix}{layer}.weight takes {step.shape[1]} inputs, "
-                             f"but the layer before it gives {len(weight)}")
+            raise ValueError(
+                f"{checkpoint.path}: {prefix}{layer}.weight takes {step.shape[1]} inputs, "
+                f"but the layer before it gives {len(weight)}"
+            )
         weight, bias = (step, shift) if weight is None else (step @ weight, step @ bias + shift)
     if len(weight) != 1:
         raise ValueError(f"{checkpoint.path}: the head ends in {len(weight)} outputs, expected 1 score")

@@ -21,8 +21,14 @@ class RewardMix(Reward):
 
     name = "mix"
 
-    def __init__(self, parts: Mapping[str, Reward], weights: Mapping[str, float], *, normalise: str = "zscore",
-                 statistics: Mapping[str, Statistics] | None = None) -> None:
+    def __init__(
+        self,
+        parts: Mapping[str, Reward],
+        weights: Mapping[str, float],
+        *,
+        normalise: str = "zscore",
+        statistics: Mapping[str, Statistics] | None = None,
+    ) -> None:
         super().__init__()
         _check_mix(parts, weights, normalise, statistics or {})
         self.parts = nn.ModuleList(parts.values())
@@ -89,8 +95,9 @@ def statistics_of(scores: Sequence[float], source: str) -> Statistics:
     return Statistics(float(values.mean()), std, source)
 
 
-def _check_mix(parts: Mapping[str, Reward], weights: Mapping[str, float], normalise: str,
-               statistics: Mapping[str, Statistics]) -> None:
+def _check_mix(
+    parts: Mapping[str, Reward], weights: Mapping[str, float], normalise: str, statistics: Mapping[str, Statistics]
+) -> None:
     if not parts:
         raise ValueError("a mix needs at least one part, e.g. 'hpsv2.1*1.0 + image_reward*0.5'")
     if set(parts) != set(weights):

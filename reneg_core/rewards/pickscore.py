@@ -17,9 +17,14 @@ class PickScore(ClipTextImageReward):
     """
 
     name = "pickscore"
-    file = PublishedFile("model.safetensors", "yuvalkirstain/PickScore_v1", 3_940_000_000,
-                         aliases=("pytorch_model.bin",), copies="pickscore",
-                         signatures=tuple(layout.signature for layout in LAYOUTS))
+    file = PublishedFile(
+        "model.safetensors",
+        "yuvalkirstain/PickScore_v1",
+        3_940_000_000,
+        aliases=("pytorch_model.bin",),
+        copies="pickscore",
+        signatures=tuple(layout.signature for layout in LAYOUTS),
+    )
     clip_defaults = ClipConfig(vision_head_width=80)
     statistics = Statistics(20.5, 1.75, "practical range 17 to 24 read as mean plus or minus two deviations")
     crop = "floor"

@@ -71,15 +71,13 @@ def straight_through(value: Tensor, path: Tensor) -> Tensor:
 
 def centre_crop(images: Tensor, size: int, rounding: str) -> Tensor:
     """Central S x S window; offsets (edge - S) / 2 rounded half to even ("round") or down ("floor")."""
-    top, left = ((edge - size) // 2 if rounding == "floor" else round((edge - size) / 2)
-                 for edge in images.shape[-2:])
-    return images[..., top:top + size, left:left + size]
+    top, left = ((edge - size) // 2 if rounding == "floor" else round((edge - size) / 2) for edge in images.shape[-2:])
+    return images[..., top : top + size, left : left + size]
 
 
 def normalise(images: Tensor) -> Tensor:
     """(x - MEAN) / STD per channel."""
-    mean, std = (torch.tensor(values, dtype=images.dtype, device=images.device).view(3, 1, 1)
-                 for values in (MEAN, STD))
+    mean, std = (torch.tensor(values, dtype=images.dtype, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
     return (images - mean) / std
 
 

@@ -33,21 +33,30 @@ class RewardInfo:
 
 
 BUILT_IN = (
-    RewardInfo("image_reward", "ImageReward v1.0: human preference, standardised", f"{PACKAGE}.image_reward",
-               "ImageReward"),
+    RewardInfo(
+        "image_reward", "ImageReward v1.0: human preference, standardised", f"{PACKAGE}.image_reward", "ImageReward"
+    ),
     RewardInfo("hpsv2.0", "HPSv2.0: human preference, cosine; antialiased resize", f"{PACKAGE}.hpsv2", "HPSv20"),
     RewardInfo("hpsv2.1", "HPSv2.1: human preference, cosine; antialiased resize", f"{PACKAGE}.hpsv2", "HPSv21"),
-    RewardInfo("hpsv2.0-no-antialias", "HPSv2.0 with the resize of its published tables", f"{PACKAGE}.hpsv2",
-               "HPSv20NoAntialias"),
-    RewardInfo("hpsv2.1-no-antialias", "HPSv2.1 with the resize of its published tables", f"{PACKAGE}.hpsv2",
-               "HPSv21NoAntialias"),
+    RewardInfo(
+        "hpsv2.0-no-antialias",
+        "HPSv2.0 with the resize of its published tables",
+        f"{PACKAGE}.hpsv2",
+        "HPSv20NoAntialias",
+    ),
+    RewardInfo(
+        "hpsv2.1-no-antialias",
+        "HPSv2.1 with the resize of its published tables",
+        f"{PACKAGE}.hpsv2",
+        "HPSv21NoAntialias",
+    ),
     RewardInfo("pickscore", "PickScore v1: human preference, scaled cosine", f"{PACKAGE}.pickscore", "PickScore"),
-    RewardInfo("clip_score", "CLIPScore with ViT-L/14: agreement with the prompt", f"{PACKAGE}.clip_score",
-               "ClipScore"),
+    RewardInfo(
+        "clip_score", "CLIPScore with ViT-L/14: agreement with the prompt", f"{PACKAGE}.clip_score", "ClipScore"
+    ),
     RewardInfo("clip_score_b32", "CLIPScore with ViT-B/32", f"{PACKAGE}.clip_score", "ClipScoreB32"),
     RewardInfo("aesthetic", "LAION aesthetic v2: beauty of the picture alone", f"{PACKAGE}.aesthetic", "Aesthetic"),
-    RewardInfo("tiny", "quality and prompt agreement in the embedded tiny world; weights included",
-               f"{PACKAGE}.tiny"),
+    RewardInfo("tiny", "quality and prompt agreement in the embedded tiny world; weights included", f"{PACKAGE}.tiny"),
     RewardInfo("brightness", "mean luma; no weights, for smoke tests", f"{PACKAGE}.smoke", "Brightness"),
     RewardInfo("sharpness", "mean gradient of luma; no weights, for smoke tests", f"{PACKAGE}.smoke", "Sharpness"),
 )
@@ -61,9 +70,16 @@ def available_rewards() -> dict[str, RewardInfo]:
     return infos
 
 
-def load_reward(spec: str, *, weights: object = None, device: torch.device | str = "cpu",
-                dtype: torch.dtype = torch.float32, normalise: str = "zscore",
-                statistics: Mapping[str, Statistics] | None = None, **options: object) -> Reward:
+def load_reward(
+    spec: str,
+    *,
+    weights: object = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    normalise: str = "zscore",
+    statistics: Mapping[str, Statistics] | None = None,
+    **options: object,
+) -> Reward:
     """Load a reward in eval mode with frozen parameters.
 
     spec: a registered name (`available_rewards`), a weighted mix such as "hpsv2.1*1.0 + image_reward*0.5", or the
@@ -86,7 +102,7 @@ def reward_class_of(name: str) -> type[Reward]:
 
 
 def parse_mix(spec: str) -> dict[str, float]:
-    """"a*1.0 + b*0.5" as {"a": 1.0, "b": 0.5}; a missing factor is 1. Raises ValueError on anything else."""
+    """ "a*1.0 + b*0.5" as {"a": 1.0, "b": 0.5}; a missing factor is 1. Raises ValueError on anything else."""
     factors: dict[str, float] = {}
     for term in spec.split("+"):
         name, _, factor = term.partition("*")
@@ -104,8 +120,10 @@ def _factor(text: str, spec: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"reward mix {spec!r}: {text.strip()!r} is not a finite number; "
-                         "expected e.g. 'hpsv2.1*1.0 + image_reward*0.5'")
+        raise ValueError(
+            f"reward mix {spec!r}: {text.strip()!r} is not a finite number; "
+            "expected e.g. 'hpsv2.1*1.0 + image_reward*0.5'"
+        )
     return value
 
 
@@ -117,8 +135,14 @@ def _weights_of(weights: object, name: str) -> object:
     return weights.get(name) if isinstance(weights, Mapping) else weights
 
 
-def _load_one(name: str, weights: object, device: torch.device | str, dtype: torch.dtype,
-              options: dict[str, object], shared: dict | None = None) -> Reward:
+def _load_one(
+    name: str,
+    weights: object,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    options: dict[str, object],
+    shared: dict | None = None,
+) -> Reward:
     cls, fixed = _resolve(name)
     given = dict(options)
     if shared is not None:  # a mix hands every part all options: each takes the ones it knows
@@ -141,8 +165,10 @@ def _resolve(name: str) -> tuple[type[Reward], dict[str, object]]:
         return reward_class(_import_file(path), class_name), {}
     near = [other for other in infos if other.startswith(name)]
     hint = f"; name the version: {', '.join(near)}" if near else ""
-    raise ValueError(f"unknown reward {name!r}{hint}; expected one of {', '.join(sorted(infos))}, "
-                     "a mix of them, or the path of a python file")
+    raise ValueError(
+        f"unknown reward {name!r}{hint}; expected one of {', '.join(sorted(infos))}, "
+        "a mix of them, or the path of a python file"
+    )
 
 
 def _import_file(path: str | PathLike) -> ModuleType:
@@ -163,8 +189,10 @@ def reward_class(module: ModuleType, class_name: str = "") -> type[Reward]:
     if not class_name and len(found) == 1:
         return next(iter(found.values()))
     wanted = repr(class_name) if class_name else "exactly one Reward subclass"
-    raise ValueError(f"{module.__file__} defines {', '.join(found) or 'no Reward subclass'}; expected {wanted}"
-                     f"{'' if class_name else ' (or name one: path.py:ClassName)'}")
+    raise ValueError(
+        f"{module.__file__} defines {', '.join(found) or 'no Reward subclass'}; expected {wanted}"
+        f"{'' if class_name else ' (or name one: path.py:ClassName)'}"
+    )
 
 
 def _defined_rewards(module: ModuleType) -> Iterator[type[Reward]]:

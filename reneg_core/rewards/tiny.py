@@ -63,8 +63,10 @@ class TinyReward(Reward):
         super().__init__()
         path = Path(weights or WEIGHTS)
         if not path.is_file():
-            raise FileNotFoundError(f"no reward weights at {path}; expected reward.safetensors of the tiny world, "
-                                    "train them with `python -m reneg_core.tiny.train --stage reward`")
+            raise FileNotFoundError(
+                f"no reward weights at {path}; expected reward.safetensors of the tiny world, "
+                "train them with `python -m reneg_core.tiny.train --stage reward`"
+            )
         state = {key: value.float() for key, value in load_file(path).items()}
         self.register_buffer("mean", state.pop("mean"))
         self.register_buffer("std", state.pop("std"))

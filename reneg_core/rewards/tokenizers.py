@@ -37,8 +37,17 @@ class Tokenizer:
     does not).
     """
 
-    def __init__(self, pieces: object, *, start: int, end: int, pad: int, context: int, clean: str = "none",
-                 special: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        pieces: object,
+        *,
+        start: int,
+        end: int,
+        pad: int,
+        context: int,
+        clean: str = "none",
+        special: Sequence[str] = (),
+    ) -> None:
         self._pieces, self._clean, self._special = pieces, clean, tuple(special)
         self.start, self.end, self.pad, self.context = start, end, pad, context
 
@@ -50,7 +59,7 @@ class Tokenizer:
         lengths = torch.tensor([len(row) for row in rows])
         ids = torch.full((len(rows), int(lengths.max())), self.pad)
         for target, row in zip(ids, rows, strict=True):
-            target[:len(row)] = torch.tensor(row)
+            target[: len(row)] = torch.tensor(row)
         return Tokens(ids, lengths, [len(body) > room for body in bodies])
 
     def _cleaned(self, text: str) -> str:
@@ -64,6 +73,7 @@ def bert_tokenizer(vocab: Path, rows: int, context: int) -> Tokenizer:
     """bert-base-uncased WordPiece from `vocab.txt`; `rows` is the size of the network's embedding table."""
     from tokenizers import Tokenizer as Pieces
     from tokenizers import models, normalizers, pre_tokenizers
+
     words = vocab.read_text(encoding="utf-8").splitlines()
     ids = {word: i for i, word in enumerate(words)}
     missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if token not in ids]
@@ -76,11 +86,13 @@ def bert_tokenizer(vocab: Path, rows: int, context: int) -> Tokenizer:
     return Tokenizer(pieces, start=ids["[CLS]"], end=ids["[SEP]"], pad=ids["[PAD]"], context=context)
 
 
-def clip_tokenizer(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, source: object, rows: int,
-                   context: int, clean: str) -> Tokenizer:
+def clip_tokenizer(
+    vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], *, source: object, rows: int, context: int, clean: str
+) -> Tokenizer:
     """CLIP's BPE; `rows` is the size of the network's embedding table, `source` what errors call the vocabulary."""
     from tokenizers import Regex, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Pieces
+
     missing = [token for token in CLIP_SPECIAL if token not in vocab]
     if missing:
         raise ValueError(f"{source}: lacks {', '.join(missing)}; expected CLIP's vocabulary")
@@ -88,10 +100,14 @@ def clip_tokenizer(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], 
     start, end = (vocab[token] for token in CLIP_SPECIAL)
     pieces = Pieces(models.BPE(dict(vocab), list(merges), end_of_word_suffix="</w>", unk_token=CLIP_SPECIAL[1]))
     pieces.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
     pieces.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
-         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        [
+            pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     return Tokenizer(pieces, start=start, end=end, pad=end, context=context, clean=clean, special=CLIP_SPECIAL)
 
 
@@ -123,14 +139,17 @@ def _byte_letters() -> list[str]:
 
 def _check_size(source: object, size: int, rows: int) -> None:
     if size > rows:
-        raise ValueError(f"{source}: {size} entries, but the network's embedding table has {rows} rows; "
-                         "expected the vocabulary that belongs to these weights")
+        raise ValueError(
+            f"{source}: {size} entries, but the network's embedding table has {rows} rows; "
+            "expected the vocabulary that belongs to these weights"
+        )
 
 
 def _fixed(text: str) -> str:
     try:
         import ftfy
     except ImportError as error:
-        raise ImportError("this reward cleans prompts with the package ftfy, as its authors' tokenizer does; "
-                          "pip install ftfy") from error
+        raise ImportError(
+            "this reward cleans prompts with the package ftfy, as its authors' tokenizer does; pip install ftfy"
+        ) from error
     return html.unescape(html.unescape(ftfy.fix_text(text)))

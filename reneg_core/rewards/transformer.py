@@ -29,8 +29,9 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[name]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, *, mask: Tensor | None = None,
-           causal: bool = False) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, *, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
     """Multi-head attention of query [B,Tq,W] over key, value [B,Tk,W]; mask [B,1,1,Tk] is True where visible."""
     split = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value)]
     mixed = F.scaled_dot_product_attention(*split, attn_mask=mask, is_causal=causal)
@@ -90,8 +91,21 @@ class VisionTransformer(nn.Module):
     pre_norm: a LayerNorm before the blocks (CLIP). patch_bias: bias of the patch embedding (BLIP).
     """
 
-    def __init__(self, *, image_size: int, patch_size: int, width: int, hidden: int, depth: int, heads: int,
-                 eps: float, act: str, pre_norm: bool, patch_bias: bool, first_only: bool) -> None:
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        hidden: int,
+        depth: int,
+        heads: int,
+        eps: float,
+        act: str,
+        pre_norm: bool,
+        patch_bias: bool,
+        first_only: bool,
+    ) -> None:
         super().__init__()
         self.image_size, self.first_only = image_size, first_only
         self.patch = nn.Conv2d(3, width, patch_size, patch_size, bias=patch_bias)

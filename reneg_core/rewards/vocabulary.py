@@ -17,8 +17,9 @@ VocabPath = str | os.PathLike
 BERT_VOCAB = PublishedFile("vocab.txt", "google-bert/bert-base-uncased", aliases=("bert_vocab.txt",))
 CLIP_VOCAB = PublishedFile("vocab.json", "openai/clip-vit-large-patch14", aliases=("clip_vocab.json",))
 CLIP_MERGES = PublishedFile("merges.txt", "openai/clip-vit-large-patch14", aliases=("clip_merges.txt",))
-CLIP_TOKENIZER = PublishedFile(CLIP_VOCAB.name, CLIP_VOCAB.repository,
-                               aliases=(*CLIP_VOCAB.aliases, "bpe_simple_vocab_16e6.txt.gz"))
+CLIP_TOKENIZER = PublishedFile(
+    CLIP_VOCAB.name, CLIP_VOCAB.repository, aliases=(*CLIP_VOCAB.aliases, "bpe_simple_vocab_16e6.txt.gz")
+)
 OPEN_CLIP_BPE = PublishedFile("bpe_simple_vocab_16e6.txt.gz", "openai/clip-vit-large-patch14")
 
 
@@ -28,8 +29,9 @@ def find_bert_tokenizer(vocab: VocabPath | None, source: Source, rows: int, cont
     return bert_tokenizer(path, rows, context)
 
 
-def find_clip_tokenizer(vocab: VocabPath | None, merges: VocabPath | None, source: Source, *, rows: int, context: int,
-                        clean: str) -> Tokenizer:
+def find_clip_tokenizer(
+    vocab: VocabPath | None, merges: VocabPath | None, source: Source, *, rows: int, context: int, clean: str
+) -> Tokenizer:
     """CLIP's tokenizer. vocab: a `vocab.json` (with `merges`), a `bpe_simple_vocab_16e6.txt.gz`, a directory with
     either, a hub id, or None for `source`."""
     if vocab is not None and str(vocab).endswith(".gz"):

@@ -78,8 +78,9 @@ def find_file(file: PublishedFile, source: Source) -> Path:
     if source.weights is not None and source.weights.is_file():
         return source.weights
     if source.weights is not None and not source.weights.is_dir():
-        raise FileNotFoundError(f"weights: {source.weights} does not exist; expected a file or a directory with "
-                                f"{file.name} ({file.page})")
+        raise FileNotFoundError(
+            f"weights: {source.weights} does not exist; expected a file or a directory with {file.name} ({file.page})"
+        )
     found = find_beside(file, source)
     if found is not None:
         return found
@@ -98,8 +99,11 @@ def find_beside(file: PublishedFile, source: Source) -> Path | None:
     return _in_hub_cache(file) if source.weights is None else None
 
 
-def read_json_beside(path: Path, names: Sequence[str], accepts: Callable[[Mapping[str, object]], bool],
-                     ) -> dict[str, object]:
+def read_json_beside(
+    path: Path,
+    names: Sequence[str],
+    accepts: Callable[[Mapping[str, object]], bool],
+) -> dict[str, object]:
     """The configuration beside `path`: `<its stem>.json`, one of `names`, or the only other JSON object that
     `accepts` recognises; {} if there is none."""
     for name in (f"{path.stem}.json", *names):
@@ -138,6 +142,7 @@ def download(file: PublishedFile, source: Source) -> Path:
     if file.url:
         return _download_url(file, target or Path.home() / ".cache" / "reneg" / file.folder)
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
     digest = get_hf_file_metadata(hf_hub_url(file.repository, file.name)).etag or ""
     path = Path(hf_hub_download(file.repository, file.name, local_dir=target))
     verify(path, digest if re.fullmatch("[0-9a-f]{64}", digest) else "")
@@ -146,6 +151,7 @@ def download(file: PublishedFile, source: Source) -> Path:
 
 def _download_url(file: PublishedFile, folder: Path) -> Path:
     import torch
+
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file.name
     torch.hub.download_url_to_file(file.url, str(path), progress=True)
@@ -192,8 +198,10 @@ def _in_folder(file: PublishedFile, folder: Path) -> Path | None:
     copies = [path for path in files if re.match(file.copies, _plain(path))]
     meant = copies or [path for path in files if not re.match(NAMED, _plain(path))]
     if len(meant) > 1:
-        raise ValueError(f"{folder} holds several files that could be {file.name}: "
-                         f"{', '.join(path.name for path in meant)}; give the path of the one you mean as weights")
+        raise ValueError(
+            f"{folder} holds several files that could be {file.name}: "
+            f"{', '.join(path.name for path in meant)}; give the path of the one you mean as weights"
+        )
     return meant[0] if meant else None
 
 
@@ -207,6 +215,7 @@ def _has_signature(path: Path, file: PublishedFile) -> bool:
 
 def _in_hub_cache(file: PublishedFile) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
+
     found = try_to_load_from_cache(file.repository, file.name) if file.repository else None
     return Path(found) if isinstance(found, str) else None
 
@@ -214,8 +223,13 @@ def _in_hub_cache(file: PublishedFile) -> Path | None:
 def _missing(file: PublishedFile, source: Source) -> str:
     places = [str(directory) for directory in source.directories()]
     size = f" (about {file.size / 1e9:.3g} GB)" if file.size else ""
-    where = f"put it into {places[0]}" if places else (
-        f"give its directory as weights, or name one in the environment variable {SEARCH_VARIABLE}")
+    where = (
+        f"put it into {places[0]}"
+        if places
+        else (f"give its directory as weights, or name one in the environment variable {SEARCH_VARIABLE}")
+    )
     looked = f"; looked in {', '.join(places)}" if places else ""
-    return (f"{file.name} not found{looked}. It is published at {file.page}{size}: {where}, "
-            "or allow the download (download=True, --download)")
+    return (
+        f"{file.name} not found{looked}. It is published at {file.page}{size}: {where}, "
+        "or allow the download (download=True, --download)"
+    )

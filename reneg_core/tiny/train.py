@@ -258,9 +258,7 @@ def _full_caption(combination: prompts.Combination, flaws: Tensor, rng: random.R
 _NOISE = DDPMScheduler.from_config(networks.build_scheduler().config)
 
 
-def _diffusion_loss(
-    unet: UNet2DConditionModel, tokens: Tensor, latents: Tensor, generator: torch.Generator
-) -> Tensor:
+def _diffusion_loss(unet: UNet2DConditionModel, tokens: Tensor, latents: Tensor, generator: torch.Generator) -> Tensor:
     """Epsilon loss with min-SNR weights (Hang et al. 2023, equation 8, gamma 5); the noisier steps, where the words
     matter, are drawn more often."""
     noise = torch.randn(latents.shape, generator=generator)

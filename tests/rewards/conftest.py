@@ -12,8 +12,26 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "data" / "golden"
-BERT_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "fox", "in", "the", "snow", "blue", "boat",
-              "##s", ",", ".", "at", "night"]
+BERT_WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "red",
+    "fox",
+    "in",
+    "the",
+    "snow",
+    "blue",
+    "boat",
+    "##s",
+    ",",
+    ".",
+    "at",
+    "night",
+]
 PROMPTS = ["a red fox in the snow", "blue boats at night, snow", ""]
 
 
@@ -71,8 +89,13 @@ def write_clip_vocabulary(folder: Path) -> int:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
     merges = ["f o", "fo x</w>", "r e"]
-    entries = [*letters, *(letter + "</w>" for letter in letters), *(m.replace(" ", "") for m in merges),
-               "<|startoftext|>", "<|endoftext|>"]
+    entries = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *(m.replace(" ", "") for m in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     (folder / "vocab.json").write_text(json.dumps({entry: i for i, entry in enumerate(entries)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
     return len(entries)
@@ -82,14 +105,23 @@ def write_clip_vocabulary(folder: Path) -> int:
 def small_clip(tmp_path_factory):
     """A transformers CLIPModel with random weights, saved as published: folder, model."""
     from transformers import CLIPConfig, CLIPModel
+
     folder = tmp_path_factory.mktemp("clip")
     rows = write_clip_vocabulary(folder)
     tower = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_act": "gelu"}
     config = CLIPConfig(
-        text_config={**tower, "hidden_size": 32, "intermediate_size": 64, "vocab_size": rows, "eos_token_id": rows - 1,
-                     "bos_token_id": rows - 2, "max_position_embeddings": 77},
+        text_config={
+            **tower,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "vocab_size": rows,
+            "eos_token_id": rows - 1,
+            "bos_token_id": rows - 2,
+            "max_position_embeddings": 77,
+        },
         vision_config={**tower, "hidden_size": 48, "intermediate_size": 96, "image_size": 32, "patch_size": 8},
-        projection_dim=24)
+        projection_dim=24,
+    )
     model = CLIPModel(config).eval()
     fill(model, 1)
     model.logit_scale.data.fill_(2.0)
@@ -98,28 +130,51 @@ def small_clip(tmp_path_factory):
     return SimpleNamespace(folder=folder, model=model)
 
 
-
 @pytest.fixture(scope="session")
 def small_blip(tmp_path_factory):
     """transformers' Blip towers with random weights, saved under ImageReward's names: folder, vision, text, head."""
     from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+
     folder = tmp_path_factory.mktemp("blip")
-    vision = BlipVisionModel(BlipVisionConfig(
-        hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8,
-        layer_norm_eps=1e-6, hidden_act="gelu")).eval()
-    text = BlipTextModel(BlipTextConfig(
-        vocab_size=len(BERT_WORDS) + 2, hidden_size=32, encoder_hidden_size=48, intermediate_size=64,
-        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=40, is_decoder=True, layer_norm_eps=1e-12,
-        bos_token_id=None, hidden_act="gelu"), add_pooling_layer=False).eval()
-    head = torch.nn.Sequential(*(torch.nn.Linear(a, b) for a, b in zip((32, 20, 16, 12, 8), (20, 16, 12, 8, 1),
-                                                                       strict=True)))
+    vision = BlipVisionModel(
+        BlipVisionConfig(
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=32,
+            patch_size=8,
+            layer_norm_eps=1e-6,
+            hidden_act="gelu",
+        )
+    ).eval()
+    text = BlipTextModel(
+        BlipTextConfig(
+            vocab_size=len(BERT_WORDS) + 2,
+            hidden_size=32,
+            encoder_hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=40,
+            is_decoder=True,
+            layer_norm_eps=1e-12,
+            bos_token_id=None,
+            hidden_act="gelu",
+        ),
+        add_pooling_layer=False,
+    ).eval()
+    head = torch.nn.Sequential(
+        *(torch.nn.Linear(a, b) for a, b in zip((32, 20, 16, 12, 8), (20, 16, 12, 8, 1), strict=True))
+    )
     for seed, module in enumerate((vision, text, head)):
         fill(module, seed)
     for linear in head:
         linear.weight.data *= 3
     save_file(image_reward_state(vision, text, head), folder / "ImageReward.safetensors")
-    (folder / "med_config.json").write_text(json.dumps({"num_attention_heads": 4, "layer_norm_eps": 1e-12,
-                                                        "hidden_act": "gelu", "encoder_width": 768}))
+    (folder / "med_config.json").write_text(
+        json.dumps({"num_attention_heads": 4, "layer_norm_eps": 1e-12, "hidden_act": "gelu", "encoder_width": 768})
+    )
     (folder / "config.json").write_text(json.dumps({"vision": {"heads": 4}}))
     (folder / "vocab.txt").write_text("\n".join(BERT_WORDS) + "\n")
     return SimpleNamespace(folder=folder, vision=vision, text=text, head=head)
@@ -127,10 +182,16 @@ def small_blip(tmp_path_factory):
 
 def image_reward_state(vision, text, head) -> dict[str, torch.Tensor]:
     """State dict under the published names."""
-    renames = (("embeddings.class_embedding", "cls_token"), ("embeddings.position_embedding", "pos_embed"),
-               ("embeddings.patch_embedding.", "patch_embed.proj."), ("encoder.layers.", "blocks."),
-               ("layer_norm", "norm"), ("self_attn.projection", "attn.proj"), ("self_attn.qkv", "attn.qkv"),
-               ("post_layernorm", "norm"))
+    renames = (
+        ("embeddings.class_embedding", "cls_token"),
+        ("embeddings.position_embedding", "pos_embed"),
+        ("embeddings.patch_embedding.", "patch_embed.proj."),
+        ("encoder.layers.", "blocks."),
+        ("layer_norm", "norm"),
+        ("self_attn.projection", "attn.proj"),
+        ("self_attn.qkv", "attn.qkv"),
+        ("post_layernorm", "norm"),
+    )
     state = {}
     for key, value in vision.state_dict().items():
         for old, new in renames:

@@ -54,29 +54,35 @@ def test_gradient_follows_autograd(images):
         reward.score(images, ["a"]).sum().backward()
 
 
-@pytest.mark.parametrize(("images", "error", "message"), [
-    ("x", TypeError, r"got str, expected a torch tensor \[B,3,H,W\]"),
-    (torch.zeros(3, 4, 4), ValueError, r"got shape \(3, 4, 4\)"),
-    (torch.zeros(0, 3, 4, 4), ValueError, r"B >= 1"),
-    (torch.zeros(1, 4, 4, 4), ValueError, r"\(RGB, no alpha\)"),
-    (torch.zeros(1, 8, 8, 3), ValueError, r"channels last: permute\(0, 3, 1, 2\)"),
-    (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), TypeError, r"got dtype torch.uint8.*divide 8-bit by 255"),
-    (torch.full((1, 3, 4, 4), float("nan")), ValueError, "NaN or infinite"),
-    (torch.full((1, 3, 4, 4), float("inf")), ValueError, "NaN or infinite"),
-    (torch.full((1, 3, 4, 4), -1.0), ValueError, r"values span \[-1, -1\], expected \[0,1\]; map a \[-1,1\]"),
-    (torch.full((1, 3, 4, 4), 255.0), ValueError, r"values span \[255, 255\]"),
-])
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        ("x", TypeError, r"got str, expected a torch tensor \[B,3,H,W\]"),
+        (torch.zeros(3, 4, 4), ValueError, r"got shape \(3, 4, 4\)"),
+        (torch.zeros(0, 3, 4, 4), ValueError, r"B >= 1"),
+        (torch.zeros(1, 4, 4, 4), ValueError, r"\(RGB, no alpha\)"),
+        (torch.zeros(1, 8, 8, 3), ValueError, r"channels last: permute\(0, 3, 1, 2\)"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), TypeError, r"got dtype torch.uint8.*divide 8-bit by 255"),
+        (torch.full((1, 3, 4, 4), float("nan")), ValueError, "NaN or infinite"),
+        (torch.full((1, 3, 4, 4), float("inf")), ValueError, "NaN or infinite"),
+        (torch.full((1, 3, 4, 4), -1.0), ValueError, r"values span \[-1, -1\], expected \[0,1\]; map a \[-1,1\]"),
+        (torch.full((1, 3, 4, 4), 255.0), ValueError, r"values span \[255, 255\]"),
+    ],
+)
 def test_bad_images_are_refused_with_a_reason(images, error, message):
     with pytest.raises(error, match=message):
         MeanOfRed().score(images, ["a"])
 
 
-@pytest.mark.parametrize(("prompts", "error", "message"), [
-    ("a fox", TypeError, r"got a str, expected a list of strings; wrap it: \[prompt\]"),
-    ([], ValueError, "got none, expected 1 or 3"),
-    (["a", "b"], ValueError, r"got 2, expected 1 \(for all images\) or 3 \(one per image\)"),
-    ([None], TypeError, "entry of type NoneType"),
-])
+@pytest.mark.parametrize(
+    ("prompts", "error", "message"),
+    [
+        ("a fox", TypeError, r"got a str, expected a list of strings; wrap it: \[prompt\]"),
+        ([], ValueError, "got none, expected 1 or 3"),
+        (["a", "b"], ValueError, r"got 2, expected 1 \(for all images\) or 3 \(one per image\)"),
+        ([None], TypeError, "entry of type NoneType"),
+    ],
+)
 def test_bad_prompts_are_refused_with_a_reason(images, prompts, error, message):
     with pytest.raises(error, match=message):
         MeanOfRed().score(images, prompts)

@@ -158,8 +158,11 @@ TRAPS = [
     ("image_reward", "imagereward", {"vision": {"heads": 4, "act": "quick_gelu"}}),
     ("hpsv2.1", "hpsv2", {"quick_gelu": True, "vision_heads": 4, "text_heads": 4}),
     ("hpsv2.1", "hpsv2", {"vision_cfg": {"heads": 6}, "text_heads": 4}),
-    ("pickscore", "pickscore", {"vision_config": {"num_attention_heads": 4},
-                                "text_config": {"num_attention_heads": 4}}),  # transformers' default: quick_gelu
+    (
+        "pickscore",
+        "pickscore",
+        {"vision_config": {"num_attention_heads": 4}, "text_config": {"num_attention_heads": 4}},
+    ),  # transformers' default: quick_gelu
 ]
 
 
@@ -167,8 +170,11 @@ TRAPS = [
 def test_a_wrong_detail_is_seen_by_the_golden_values(golden, name, stem, config):
     data = golden(stem)
     field, tolerance = next((m[2], m[4]) for m in MODELS if m[0] == name)
-    reward = load_reward(name, weights=data.weights, config={**data.json.get("config", {}), **config} if
-                         "vision_config" not in config else config)
+    reward = load_reward(
+        name,
+        weights=data.weights,
+        config={**data.json.get("config", {}), **config} if "vision_config" not in config else config,
+    )
     errors = []
     for pair in data.pairs:
         pixels = stored_pixels(data, reward, pair["image"])

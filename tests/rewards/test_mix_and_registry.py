@@ -49,15 +49,18 @@ def test_a_mix_is_differentiable(images):
     assert x.grad[0].sum((1, 2)).tolist() == pytest.approx([2 * 0.299, 2 * 0.587, 2 * 0.114], rel=1e-4)
 
 
-@pytest.mark.parametrize(("spec", "message"), [
-    ("brightness*x", "'x' is not a finite number"),
-    ("brightness*inf", "'inf' is not a finite number"),
-    ("brightness + ", "has an empty term"),
-    ("brightness + brightness", "names 'brightness' twice"),
-    ("brightness*1 + nothing*1", "unknown reward 'nothing'"),
-    ("hpsv2", r"unknown reward 'hpsv2'; name the version: hpsv2.0, hpsv2.1"),
-    ("hpsv2*1 + brightness", "name the version"),
-])
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("brightness*x", "'x' is not a finite number"),
+        ("brightness*inf", "'inf' is not a finite number"),
+        ("brightness + ", "has an empty term"),
+        ("brightness + brightness", "names 'brightness' twice"),
+        ("brightness*1 + nothing*1", "unknown reward 'nothing'"),
+        ("hpsv2", r"unknown reward 'hpsv2'; name the version: hpsv2.0, hpsv2.1"),
+        ("hpsv2*1 + brightness", "name the version"),
+    ],
+)
 def test_bad_specs(spec, message):
     with pytest.raises(ValueError, match=message):
         load_reward(spec)

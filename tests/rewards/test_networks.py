@@ -16,25 +16,36 @@ from reneg_core.rewards.image_reward import MEAN, STD
 
 def open_clip_state(state):
     """transformers' CLIP names as open_clip writes them."""
-    out = {"logit_scale": state["logit_scale"], "visual.proj": state["visual_projection.weight"].t().contiguous(),
-           "text_projection": state["text_projection.weight"].t().contiguous(),
-           "visual.class_embedding": state["vision_model.embeddings.class_embedding"],
-           "visual.positional_embedding": state["vision_model.embeddings.position_embedding.weight"],
-           "visual.conv1.weight": state["vision_model.embeddings.patch_embedding.weight"],
-           "token_embedding.weight": state["text_model.embeddings.token_embedding.weight"],
-           "positional_embedding": state["text_model.embeddings.position_embedding.weight"]}
+    out = {
+        "logit_scale": state["logit_scale"],
+        "visual.proj": state["visual_projection.weight"].t().contiguous(),
+        "text_projection": state["text_projection.weight"].t().contiguous(),
+        "visual.class_embedding": state["vision_model.embeddings.class_embedding"],
+        "visual.positional_embedding": state["vision_model.embeddings.position_embedding.weight"],
+        "visual.conv1.weight": state["vision_model.embeddings.patch_embedding.weight"],
+        "token_embedding.weight": state["text_model.embeddings.token_embedding.weight"],
+        "positional_embedding": state["text_model.embeddings.position_embedding.weight"],
+    }
     for kind in ("weight", "bias"):
         out[f"visual.ln_pre.{kind}"] = state[f"vision_model.pre_layrnorm.{kind}"]
         out[f"visual.ln_post.{kind}"] = state[f"vision_model.post_layernorm.{kind}"]
         out[f"ln_final.{kind}"] = state[f"text_model.final_layer_norm.{kind}"]
-        for old, new in (("vision_model.encoder.layers", "visual.transformer.resblocks"),
-                         ("text_model.encoder.layers", "transformer.resblocks")):
+        for old, new in (
+            ("vision_model.encoder.layers", "visual.transformer.resblocks"),
+            ("text_model.encoder.layers", "transformer.resblocks"),
+        ):
             for i in range(2):
                 layer, block = f"{old}.{i}", f"{new}.{i}"
                 out[f"{block}.attn.in_proj_{kind}"] = torch.cat(
-                    [state[f"{layer}.self_attn.{name}_proj.{kind}"] for name in "qkv"])
-                for a, b in (("self_attn.out_proj", "attn.out_proj"), ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"),
-                             ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj")):
+                    [state[f"{layer}.self_attn.{name}_proj.{kind}"] for name in "qkv"]
+                )
+                for a, b in (
+                    ("self_attn.out_proj", "attn.out_proj"),
+                    ("layer_norm1", "ln_1"),
+                    ("layer_norm2", "ln_2"),
+                    ("mlp.fc1", "mlp.c_fc"),
+                    ("mlp.fc2", "mlp.c_proj"),
+                ):
                     out[f"{block}.{b}.{kind}"] = state[f"{layer}.{a}.{kind}"]
     return out
 
@@ -69,8 +80,9 @@ def test_clip_equals_transformers(small_clip, images, prompts):
 def test_open_clip_layout_in_the_published_pickle(small_clip, open_clip_folder, images, prompts):
     reward = load_reward("hpsv2.1", weights=open_clip_folder)
     pixels = reward.preprocess(images)
-    assert torch.allclose(reward.score_pixels(pixels, prompts),
-                          reference_cosine(small_clip, reward, pixels, prompts), atol=1e-6)
+    assert torch.allclose(
+        reward.score_pixels(pixels, prompts), reference_cosine(small_clip, reward, pixels, prompts), atol=1e-6
+    )
 
 
 def test_image_reward_equals_transformers_blip(small_blip, images, prompts):
@@ -88,14 +100,23 @@ def test_image_reward_equals_transformers_blip(small_blip, images, prompts):
 def test_configuration_and_vocabulary_given_at_call_time(small_blip, small_clip, images, prompts, tmp_path):
     weights = tmp_path / "any name.safetensors"
     shutil.copy(small_blip.folder / "ImageReward.safetensors", weights)
-    given = load_reward("image_reward", weights=weights, vocab=small_blip.folder / "vocab.txt",
-                        config={"med_config": {"num_attention_heads": 4}, "vision": {"heads": 4}})
+    given = load_reward(
+        "image_reward",
+        weights=weights,
+        vocab=small_blip.folder / "vocab.txt",
+        config={"med_config": {"num_attention_heads": 4}, "vision": {"heads": 4}},
+    )
     beside = load_reward("image_reward", weights=small_blip.folder)
     assert torch.equal(given.score(images, prompts), beside.score(images, prompts))
     weights = tmp_path / "clip.safetensors"
     shutil.copy(small_clip.folder / "model.safetensors", weights)
-    given = load_reward("pickscore", weights=weights, vocab=small_clip.folder / "vocab.json",
-                        merges=small_clip.folder / "merges.txt", config=small_clip.folder / "config.json")
+    given = load_reward(
+        "pickscore",
+        weights=weights,
+        vocab=small_clip.folder / "vocab.json",
+        merges=small_clip.folder / "merges.txt",
+        config=small_clip.folder / "config.json",
+    )
     beside = load_reward("pickscore", weights=small_clip.folder)
     assert torch.equal(given.score(images, prompts), beside.score(images, prompts))
 
@@ -112,10 +133,12 @@ def test_configuration_beside_the_weights_under_any_name(small_blip, images, pro
 
 
 def test_any_batch_size_gives_the_same_numbers(small_blip, small_clip, images, prompts):
-    for reward in (load_reward("image_reward", weights=small_blip.folder),
-                   load_reward("pickscore", weights=small_clip.folder)):
+    for reward in (
+        load_reward("image_reward", weights=small_blip.folder),
+        load_reward("pickscore", weights=small_clip.folder),
+    ):
         whole = reward.score(images, prompts)
-        single = torch.cat([reward.score(images[i:i + 1], prompts[i:i + 1]) for i in range(3)])
+        single = torch.cat([reward.score(images[i : i + 1], prompts[i : i + 1]) for i in range(3)])
         assert torch.allclose(whole, single, atol=2e-6)
         reward.memory_budget = 1
         assert torch.allclose(reward.score(images, prompts), whole, atol=2e-6)
@@ -124,8 +147,11 @@ def test_any_batch_size_gives_the_same_numbers(small_blip, small_clip, images, p
 def test_text_features_are_computed_once_per_prompt(small_clip, images, monkeypatch):
     reward = load_reward("pickscore", weights=small_clip.folder)
     calls = []
-    monkeypatch.setattr(reward.text, "forward", lambda tokens, real=reward.text.forward: (
-        calls.append(len(tokens.ids)), real(tokens))[1])
+    monkeypatch.setattr(
+        reward.text,
+        "forward",
+        lambda tokens, real=reward.text.forward: (calls.append(len(tokens.ids)), real(tokens))[1],
+    )
     first = reward.score(images, ["a fox", "a fox", "snow"])
     assert calls == [2]
     assert torch.equal(reward.score(images, ["a fox", "a fox", "snow"]), first) and calls == [2]
@@ -150,8 +176,11 @@ def test_a_mix_shares_one_image_tower_and_its_features(aesthetic_folder, images,
     clip_part, aesthetic_part = mix.parts
     assert clip_part.tower is aesthetic_part.tower
     passes = []
-    monkeypatch.setattr(clip_part.tower, "forward", lambda pixels, real=clip_part.tower.forward: (
-        passes.append(len(pixels)), real(pixels))[1])
+    monkeypatch.setattr(
+        clip_part.tower,
+        "forward",
+        lambda pixels, real=clip_part.tower.forward: (passes.append(len(pixels)), real(pixels))[1],
+    )
     total = mix.score(images, prompts)
     assert passes == [3]
     alone = [load_reward(name, weights=aesthetic_folder).score(images, prompts) for name in ("clip_score", "aesthetic")]
@@ -170,9 +199,11 @@ def test_truncated_prompts_are_flagged(small_blip, small_clip):
 
 
 def test_rewards_import_no_optional_package():
-    code = ("import sys, reneg_core.rewards.image_reward, reneg_core.rewards.hpsv2, reneg_core.rewards.aesthetic\n"
-            "bad = {'transformers', 'diffusers', 'timm', 'fairscale', 'clip', 'open_clip', 'hpsv2', 'ImageReward', "
-            "'torchvision', 'matplotlib', 'comfy'} & set(sys.modules)\nassert not bad, bad")
+    code = (
+        "import sys, reneg_core.rewards.image_reward, reneg_core.rewards.hpsv2, reneg_core.rewards.aesthetic\n"
+        "bad = {'transformers', 'diffusers', 'timm', 'fairscale', 'clip', 'open_clip', 'hpsv2', 'ImageReward', "
+        "'torchvision', 'matplotlib', 'comfy'} & set(sys.modules)\nassert not bad, bad"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -183,15 +214,21 @@ def test_missing_and_unexpected_keys_are_named_in_the_files_own_terms(small_clip
     save_file(state, tmp_path / "model.safetensors")
     for name in ("config.json", "vocab.json", "merges.txt"):
         shutil.copy(small_clip.folder / name, tmp_path / name)
-    with pytest.raises(ValueError, match=r"missing 1 key\(s\): vision_model.encoder.layers.1.self_attn.k_proj.bias; "
-                                         r"unexpected 1 key\(s\): vision_model.encoder.extra"):
+    with pytest.raises(
+        ValueError,
+        match=r"missing 1 key\(s\): vision_model.encoder.layers.1.self_attn.k_proj.bias; "
+        r"unexpected 1 key\(s\): vision_model.encoder.extra",
+    ):
         load_reward("pickscore", weights=tmp_path)
     state = load_file(small_blip.folder / "ImageReward.safetensors")
     del state["mlp.layers.4.bias"]
     save_file(state, tmp_path / "ImageReward.safetensors")
     with pytest.raises(ValueError, match=r"missing 1 key\(s\): mlp.layers.4.bias"):
-        load_reward("image_reward", weights=tmp_path / "ImageReward.safetensors",
-                    config={"vision": {"heads": 4}, "med_config": {"num_attention_heads": 4}})
+        load_reward(
+            "image_reward",
+            weights=tmp_path / "ImageReward.safetensors",
+            config={"vision": {"heads": 4}, "med_config": {"num_attention_heads": 4}},
+        )
 
 
 def test_a_tensor_of_another_shape_is_named(small_clip, tmp_path):
@@ -199,8 +236,12 @@ def test_a_tensor_of_another_shape_is_named(small_clip, tmp_path):
     state["text_model.encoder.layers.0.mlp.fc2.bias"] = torch.zeros(31)
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"layers.0.mlp.fc2.bias has shape \(31,\), expected \(32,\)"):
-        load_reward("pickscore", weights=tmp_path / "model.safetensors", config=small_clip.folder / "config.json",
-                    vocab=small_clip.folder)
+        load_reward(
+            "pickscore",
+            weights=tmp_path / "model.safetensors",
+            config=small_clip.folder / "config.json",
+            vocab=small_clip.folder,
+        )
 
 
 def test_heads_that_do_not_fit_ask_for_the_configuration(small_clip, tmp_path):

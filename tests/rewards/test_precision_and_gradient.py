@@ -16,8 +16,9 @@ def load(small_blip, small_clip):
 
 
 @pytest.mark.parametrize("name", REWARDS)
-@pytest.mark.parametrize(("dtype", "score_bound", "least_cosine"), [
-    (torch.float16, 0.01, 0.999), (torch.bfloat16, 0.06, 0.98)])
+@pytest.mark.parametrize(
+    ("dtype", "score_bound", "least_cosine"), [(torch.float16, 0.01, 0.999), (torch.bfloat16, 0.06, 0.98)]
+)
 def test_reduced_precision_stays_within_its_bound(load, images, prompts, name, dtype, score_bound, least_cosine):
     """Score error relative to the spread of scores over pictures and prompts; direction of the gradient."""
     full, reduced = load(name), load(name, dtype=dtype)
@@ -62,8 +63,9 @@ def test_gradient_reaches_an_embedding_as_finite_differences_say(load, small_bli
     if name == "mix":
         folders = {"image_reward": small_blip.folder, "pickscore": small_clip.folder}
         reward = load_reward("image_reward*0.5 + pickscore*2", weights=folders, **options)
-        smooth = load_reward("image_reward*0.5 + pickscore*2", weights=folders, dtype=torch.float64,
-                             preprocess="smooth")
+        smooth = load_reward(
+            "image_reward*0.5 + pickscore*2", weights=folders, dtype=torch.float64, preprocess="smooth"
+        )
     else:
         reward, smooth = load(name, **options), load(name, dtype=torch.float64, preprocess="smooth")
     generate, prompts = stand_in_generator(), ["a red fox", "snow at night"]

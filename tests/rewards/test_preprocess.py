@@ -8,9 +8,18 @@ from PIL import Image
 from reneg_core.rewards.pil_resize import pil_bicubic
 from reneg_core.rewards.preprocess import MEAN, STD, centre_crop, longest_edge_pad, shortest_edge_crop
 
-SIZES = [((512, 512), (224, 224)), ((512, 768), (224, 336)), ((128, 128), (224, 224)), ((51, 76), (64, 95)),
-         ((333, 97), (768, 224)), ((1500, 1000), (336, 224)), ((7, 5), (313, 224)), ((64, 90), (64, 90)),
-         ((64, 90), (64, 45)), ((2400, 30), (40, 30))]
+SIZES = [
+    ((512, 512), (224, 224)),
+    ((512, 768), (224, 336)),
+    ((128, 128), (224, 224)),
+    ((51, 76), (64, 95)),
+    ((333, 97), (768, 224)),
+    ((1500, 1000), (336, 224)),
+    ((7, 5), (313, 224)),
+    ((64, 90), (64, 90)),
+    ((64, 90), (64, 45)),
+    ((2400, 30), (40, 30)),
+]
 
 
 def picture(kind, height, width):
@@ -112,5 +121,6 @@ def test_exact_rounds_floats_to_the_nearest_8_bit_level():
 
 def test_unknown_mode_is_refused(small_clip):
     from reneg_core.rewards import load_reward
+
     with pytest.raises(ValueError, match="preprocess: got 'fast', expected one of exact, smooth"):
         load_reward("pickscore", weights=small_clip.folder, preprocess="fast")

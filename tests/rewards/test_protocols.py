@@ -57,8 +57,9 @@ def benchmark(tmp_path):
 def test_pictures_meet_the_prompt_of_their_number(benchmark):
     jobs = hpsv2_jobs(benchmark / "pictures", benchmark)
     assert [(p.name, prompt) for p, prompt in jobs["anime"]] == [("00000.png", "anime 0"), ("00002.png", "anime 2")]
-    scored = {style: [r.score for r in score_jobs(load_reward("brightness"), entries)] for style, entries in
-              jobs.items()}
+    scored = {
+        style: [r.score for r in score_jobs(load_reward("brightness"), entries)] for style, entries in jobs.items()
+    }
     table = hpsv2_table(scored, "brightness")
     assert table.average == pytest.approx(100 * (10 + 20 + 30) / 3 / 255)
 

@@ -22,8 +22,10 @@ from reneg_core.rewards import load_reward
 from reneg_core.score import find_images, load_image, load_rewards, prompts_for, score_files
 
 GRAPH = {
-    "3": {"class_type": "KSampler", "inputs": {"model": ["4", 0], "positive": ["10", 0], "negative": ["7", 0],
-                                               "latent_image": ["5", 0], "seed": 1}},
+    "3": {
+        "class_type": "KSampler",
+        "inputs": {"model": ["4", 0], "positive": ["10", 0], "negative": ["7", 0], "latent_image": ["5", 0], "seed": 1},
+    },
     "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "x.safetensors"}},
     "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 8}},
     "6": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["4", 1], "text": "a red fox"}},
@@ -33,8 +35,10 @@ GRAPH = {
     "10": {"class_type": "ControlNetApply", "inputs": {"conditioning": ["6", 0], "image": ["11", 0]}},
     "11": {"class_type": "LoadImage", "inputs": {"image": "pose.png"}},
 }
-PARAMETERS = ("a red fox, <lora:detail:0.8> (sharp:1.2)\nsecond line\nNegative prompt: ugly\n"
-              "Steps: 20, Sampler: Euler a, CFG scale: 7")
+PARAMETERS = (
+    "a red fox, <lora:detail:0.8> (sharp:1.2)\nsecond line\nNegative prompt: ugly\n"
+    "Steps: 20, Sampler: Euler a, CFG scale: 7"
+)
 
 
 def save(path, value=128, text=None, size=(12, 10)):
@@ -71,8 +75,16 @@ def test_prompt_is_followed_through_links_and_guiders():
 
 
 def test_a_graph_with_a_cycle_ends():
-    assert prompt_of_graph({"1": {"inputs": {"a": ["2", 0]}}, "2": {"inputs": {"a": ["1", 0]}},
-                            "3": {"inputs": {"positive": ["1", 0]}}}) is None
+    assert (
+        prompt_of_graph(
+            {
+                "1": {"inputs": {"a": ["2", 0]}},
+                "2": {"inputs": {"a": ["1", 0]}},
+                "3": {"inputs": {"positive": ["1", 0]}},
+            }
+        )
+        is None
+    )
 
 
 def test_prompt_of_a1111_parameters():
@@ -172,13 +184,32 @@ def test_command_json(capsys, small_blip, tmp_path):
     path = save(tmp_path / "p.png", text={"parameters": "a red fox in the snow\nSteps: 1"}, size=(40, 50))
     rows = json.loads(run(capsys, "--reward", "image_reward", "--weights", small_blip.folder, "--format", "json", path))
     expected = load_reward("image_reward", weights=small_blip.folder).score(load_image(path), ["a red fox in the snow"])
-    assert rows == [{"image": str(path), "prompt": "a red fox in the snow", "score": pytest.approx(expected.item()),
-                     "scores": {"image_reward": pytest.approx(expected.item())}, "truncated": False}]
+    assert rows == [
+        {
+            "image": str(path),
+            "prompt": "a red fox in the snow",
+            "score": pytest.approx(expected.item()),
+            "scores": {"image_reward": pytest.approx(expected.item())},
+            "truncated": False,
+        }
+    ]
 
 
 def test_command_csv_sort_and_top(capsys, folder):
-    out = run(capsys, "--reward", "sharpness", "--reward", "brightness", "--format", "csv", "--sort", "brightness",
-              "--top", 2, folder)
+    out = run(
+        capsys,
+        "--reward",
+        "sharpness",
+        "--reward",
+        "brightness",
+        "--format",
+        "csv",
+        "--sort",
+        "brightness",
+        "--top",
+        2,
+        folder,
+    )
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [row["image"].rsplit("/", 1)[-1] for row in rows] == ["bright.png", "middle.png"]
     assert float(rows[0]["brightness"]) == pytest.approx(220 / 255)
@@ -186,9 +217,11 @@ def test_command_csv_sort_and_top(capsys, folder):
 
 def test_command_sorts_by_number_not_by_text(capsys, tmp_path):
     user = tmp_path / "big.py"
-    user.write_text("from reneg_core.rewards import Reward\nclass Big(Reward):\n    name = 'big'\n"
-                    "    needs_prompt = False\n    def _score(self, images, prompts):\n"
-                    "        return images.mean((1, 2, 3)) * 25.5 * 4\n")
+    user.write_text(
+        "from reneg_core.rewards import Reward\nclass Big(Reward):\n    name = 'big'\n"
+        "    needs_prompt = False\n    def _score(self, images, prompts):\n"
+        "        return images.mean((1, 2, 3)) * 25.5 * 4\n"
+    )
     for value, name in ((22, "a"), (25, "b"), (230, "c")):  # 8.8, 10, 92
         save(tmp_path / f"{name}.png", value)
     out = run(capsys, "--reward", user, "--sort", "--format", "csv", tmp_path)
@@ -201,12 +234,15 @@ def test_command_table_and_written_metadata(capsys, folder):
     assert read_scores(folder / "dark.png") == pytest.approx({"brightness": 20 / 255})
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--reward", "hpsv2"], "name the version: hpsv2.0, hpsv2.1"),
-    (["--reward", "image_reward", "--weights", "/nowhere"], "does not exist"),
-    (["--reward", "brightness", "--top", "0"], "--top: got 0, expected at least 1"),
-    (["--reward", "brightness", "--sort", "x"], "--sort: got 'x', expected one of brightness"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--reward", "hpsv2"], "name the version: hpsv2.0, hpsv2.1"),
+        (["--reward", "image_reward", "--weights", "/nowhere"], "does not exist"),
+        (["--reward", "brightness", "--top", "0"], "--top: got 0, expected at least 1"),
+        (["--reward", "brightness", "--sort", "x"], "--sort: got 'x', expected one of brightness"),
+    ],
+)
 def test_command_errors_are_one_sentence(capsys, folder, arguments, message):
     assert main(["score", *arguments, str(folder / "dark.png")]) == 1
     err = capsys.readouterr().err

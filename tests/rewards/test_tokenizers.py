@@ -9,8 +9,18 @@ from reneg_core.rewards.tokenizers import bert_tokenizer, clip_tokenizer, read_b
 from reneg_core.rewards.vocabulary import find_clip_tokenizer
 from reneg_core.rewards.weights import Source
 
-AWKWARD = ["", "  Red   FOX\n\t", "a fox's café, 35mm!!", "naïve “quotes” …", "日本語 fox", "fox&amp;fox",
-           "emoji 🦊 fox", "a_b-c", "it's 2024", "ﬁne ligature"]
+AWKWARD = [
+    "",
+    "  Red   FOX\n\t",
+    "a fox's café, 35mm!!",
+    "naïve “quotes” …",
+    "日本語 fox",
+    "fox&amp;fox",
+    "emoji 🦊 fox",
+    "a_b-c",
+    "it's 2024",
+    "ﬁne ligature",
+]
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +30,7 @@ def bpe(small_clip):
 
 def test_clip_bpe_equals_transformers(small_clip, bpe):
     from transformers import CLIPTokenizer
+
     vocab, merges = bpe
     theirs = CLIPTokenizer(vocab=vocab, merges=merges)
     ours = clip_tokenizer(vocab, merges, source="x", rows=len(vocab), context=77, clean="none")
@@ -29,6 +40,7 @@ def test_clip_bpe_equals_transformers(small_clip, bpe):
 
 def test_bert_wordpiece_equals_transformers(small_blip):
     from transformers import BertTokenizer
+
     path = small_blip.folder / "vocab.txt"
     words = path.read_text().splitlines()
     theirs = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
@@ -49,8 +61,9 @@ def test_openai_vocabulary_gives_the_same_ids(bpe, tmp_path):
 
 def test_cleaning_unescapes_html_and_repairs_text_only_where_published(bpe):
     vocab, merges = bpe
-    clean, raw = (clip_tokenizer(vocab, merges, source="x", rows=len(vocab), context=77, clean=mode)
-                  for mode in ("ftfy", "none"))
+    clean, raw = (
+        clip_tokenizer(vocab, merges, source="x", rows=len(vocab), context=77, clean=mode) for mode in ("ftfy", "none")
+    )
     assert clean(["fox &amp;amp; fox"]).ids.tolist() == raw(["fox & fox"]).ids.tolist()
     assert clean(["“fox”"]).ids.tolist() == raw(['"fox"']).ids.tolist()
     assert clean(["caf\u00c3\u00a9"]).ids.tolist() == raw(["café"]).ids.tolist()

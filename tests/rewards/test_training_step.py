@@ -21,8 +21,9 @@ def step(model, reward, tokens, **options):
     """Gradient and summed reward of the clean estimate at the first step, where nothing is hidden from autograd."""
     noise = model.noise([1, 2], None, None)
     rollout = Rollout(model.sigmas(4), Guidance(3.0))
-    return reward_gradient(model, reward, PROMPTS, model.encode(PROMPTS), Conditioning(tokens), noise, rollout, [0],
-                           **options)
+    return reward_gradient(
+        model, reward, PROMPTS, model.encode(PROMPTS), Conditioning(tokens), noise, rollout, [0], **options
+    )
 
 
 @pytest.mark.parametrize("spec", ["image_reward", "hpsv2.1", "pickscore", "clip_score", "aesthetic", "mix", "fp16"])
@@ -31,10 +32,20 @@ def test_gradient_to_the_embedding_is_the_finite_difference(world, small_blip, s
         "image_reward": lambda: load_reward("image_reward", weights=small_blip.folder, preprocess="smooth"),
         "aesthetic": lambda: load_reward("aesthetic", weights=aesthetic_folder, preprocess="smooth"),
         "fp16": lambda: load_reward("image_reward", weights=small_blip.folder, dtype=torch.float16),
-        "mix": lambda: load_reward("image_reward*1 + pickscore*0.5", preprocess="smooth",
-                                   weights={"image_reward": small_blip.folder, "pickscore": small_clip.folder}),
-    }.get(spec, lambda: load_reward(spec, weights=small_clip.folder / "model.safetensors", preprocess="smooth",
-                                    config=small_clip.folder / "config.json"))()
+        "mix": lambda: load_reward(
+            "image_reward*1 + pickscore*0.5",
+            preprocess="smooth",
+            weights={"image_reward": small_blip.folder, "pickscore": small_clip.folder},
+        ),
+    }.get(
+        spec,
+        lambda: load_reward(
+            spec,
+            weights=small_clip.folder / "model.safetensors",
+            preprocess="smooth",
+            config=small_clip.folder / "config.json",
+        ),
+    )()
     smooth = load_reward("image_reward", weights=small_blip.folder, preprocess="smooth") if spec == "fp16" else reward
     tokens = world.encode([""]).tokens.detach()
     found = step(world, reward, tokens).tokens

@@ -19,8 +19,14 @@ def test_a_missing_file_says_which_where_and_how(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         load_reward("image_reward", weights=tmp_path)
     message = str(caught.value)
-    for part in ("ImageReward.pt not found", str(tmp_path), "https://huggingface.co/zai-org/ImageReward",
-                 "about 1.79 GB", "put it into", "download=True, --download"):
+    for part in (
+        "ImageReward.pt not found",
+        str(tmp_path),
+        "https://huggingface.co/zai-org/ImageReward",
+        "about 1.79 GB",
+        "put it into",
+        "download=True, --download",
+    ):
         assert part in message
     with pytest.raises(FileNotFoundError, match=r"HPS_v2\.1_compressed\.pt .*RENEG_REWARD_MODELS"):
         load_reward("hpsv2.1")
@@ -124,6 +130,7 @@ def test_digest_is_recorded_once_and_checked_ever_after(tmp_path):
 def fake_hub(monkeypatch):
     """The hub's three calls, serving one file; `etag` is what the hub publishes as its digest."""
     import huggingface_hub
+
     content = b"published"
     state = {"etag": hashlib.sha256(content).hexdigest(), "calls": []}
 

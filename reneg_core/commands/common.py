@@ -43,7 +43,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """--steps, --guidance-scale, --solver, --height, --width, --batch-size."""
     group = parser.add_argument_group("sampling")
     group.add_argument("--steps", type=int, default=30, help="sampling steps (%(default)s)")
-    group.add_argument("--guidance-scale", type=float, default=None, help="CFG scale (7.5; the tiny world: 5)")
+    group.add_argument("--guidance-scale", type=float, default=None, help="CFG scale (7.5; the tiny world: 3)")
     group.add_argument("--solver", default="euler", help="euler (= DDIM) or dpmpp_2m (%(default)s)")
     group.add_argument("--height", type=int, default=None, help="pixels (the model's own)")
     group.add_argument("--width", type=int, default=None, help="pixels (the model's own)")
@@ -54,7 +54,7 @@ def resolve_sampling(args: argparse.Namespace) -> None:
     """Fill in the defaults that depend on the model."""
     tiny = args.model == "tiny"
     if args.guidance_scale is None:
-        args.guidance_scale = 5.0 if tiny else 7.5
+        args.guidance_scale = 3.0 if tiny else 7.5
     if args.batch_size is None:
         args.batch_size = 64 if tiny else 4
 

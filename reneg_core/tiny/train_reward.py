@@ -1,9 +1,9 @@
 """Train the tiny world's reward on drawn pictures, reconstructions, and the denoiser's one-step clean estimates.
 
-Every drawn picture has a flawless original, so its quality is known by comparison: minus the log of the distance. A
-reconstruction or an estimate bears the quality of the picture that it comes from, so that the reward of an estimate
-tells how the finished picture will be, and what the autoencoder or the noise blurs is not held against it. A third of
-all pictures is overdone in contrast and colour, which counts against them, since guidance tends to that.
+The flaws of every drawn picture are known, and so is its quality: minus the sum of their strengths. A reconstruction
+or an estimate bears the quality of the picture that it comes from, so that the reward of an estimate tells how the
+finished picture will be, and what the autoencoder or the noise blurs is not held against it. A third of all pictures is
+overdone in contrast and colour, which counts against them, since guidance tends to that.
 The independent measure is never consulted.
 """
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 SEED = 2414
 ATTACKED = 8  # of the 32 pictures in a step
 BANK = 128 * 66
-_FLOOR = 0.05  # distance that hardly counts
 _OVERDONE = 1 / 3  # of the pictures
 _ATTACK = 0.03  # root mean square, in the [0, 1] range, of the adversarial change to a picture
 
@@ -42,18 +41,11 @@ class Examples:
     combinations: Tensor
 
 
-def distance(images: Tensor, clean: Tensor) -> Tensor:
-    """Root-mean-square distance [B] in pixels and edges."""
-    difference = images - clean
-    edges = difference.diff(dim=-1).square().mean((1, 2, 3)) + difference.diff(dim=-2).square().mean((1, 2, 3))
-    return difference.square().mean((1, 2, 3)).sqrt() + 0.5 * edges.sqrt()
-
-
 def quality(pictures: Pictures, change: Tensor) -> Tensor:
-    """Minus the log of the distance [B] between the pictures and their flawless originals, plus how far what was made
-    of them was changed afterwards (``change`` [B, 3, H, W], judged in blocks of 4x4 pixels)."""
+    """Minus the summed strength of a picture's flaws [B], and minus how far what was made of it was changed afterwards
+    (``change`` [B, 3, H, W], judged in blocks of 4x4 pixels)."""
     coarse = F.avg_pool2d(change, 4).square().mean((1, 2, 3)).sqrt()
-    return -(distance(pictures.images, pictures.clean) + 2 * coarse + _FLOOR).log()
+    return -(pictures.strength.sum(1) + 4 * coarse)
 
 
 def overdo(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,12 @@ from ..comfy_client import ComfyClient, Progress, apply_settings, load_workflow
 
 def add_parser(subparsers: Any) -> None:
     """The command and its one action."""
-    parser = subparsers.add_parser("comfy", help="run a workflow on a ComfyUI server")
+    parser = subparsers.add_parser(
+        "comfy",
+        help="queue a workflow on a ComfyUI server",
+        description="Talk to a running ComfyUI server: queue a workflow in API format, follow it, save its pictures. "
+        "The exit code says whether it ran to the end.",
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     run = actions.add_parser(
         "run",

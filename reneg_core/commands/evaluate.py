@@ -66,9 +66,14 @@ def run(args: argparse.Namespace) -> int:
     others = {name: load_reward(name, device=model.device).score for name in args.measure}
     text = handwritten(args.model) if args.negative_prompt is None else args.negative_prompt
     adapting = AdaptConfig(
-        guidance_scale=args.guidance_scale, sampling_steps=args.steps, solver=args.solver, height=args.height,
-        width=args.width, micro_batch=args.batch_size,
-    )  # fmt: skip
+        guidance_scale=args.guidance_scale,
+        sampling_steps=args.steps,
+        points=min(AdaptConfig.points, max(1, round(args.steps / 3))),
+        solver=args.solver,
+        height=args.height,
+        width=args.width,
+        micro_batch=args.batch_size,
+    )
     evaluation = compare(
         model, reward, prompts, range(args.seeds), modes, embedding, text, adapting,
         steps=args.steps, measures={**others, **independent_measure(args.model)}, pictures=args.pictures,

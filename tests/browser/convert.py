@@ -38,6 +38,7 @@ NOTES = {
 
 def levels(graph: dict[str, Any]) -> dict[str, int]:
     """How many links each node is away from the beginning."""
+
     def level(node_id: str) -> int:
         links = [v[0] for v in graph[node_id]["inputs"].values() if isinstance(v, list)]
         return 1 + max(map(level, links)) if links else 0
@@ -76,11 +77,24 @@ def note(workflow: dict[str, Any], text: str) -> None:
     """A note above the graph, and the state of the counters that the page keeps."""
     number = workflow["last_node_id"] + 1
     workflow["last_node_id"] = number
-    workflow["nodes"].append({
-        "id": number, "type": "MarkdownNote", "pos": [0, -230], "size": [620, 170], "flags": {}, "order": 0, "mode": 0,
-        "inputs": [], "outputs": [], "title": "About this workflow", "properties": {}, "widgets_values": [text],
-        "color": "#432", "bgcolor": "#653",
-    })
+    workflow["nodes"].append(
+        {
+            "id": number,
+            "type": "MarkdownNote",
+            "pos": [0, -230],
+            "size": [620, 170],
+            "flags": {},
+            "order": 0,
+            "mode": 0,
+            "inputs": [],
+            "outputs": [],
+            "title": "About this workflow",
+            "properties": {},
+            "widgets_values": [text],
+            "color": "#432",
+            "bgcolor": "#653",
+        }
+    )
 
 
 def tidy(value: Any) -> Any:

@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 READY = "window.app?.graph && window.LiteGraph && Object.keys(LiteGraph.registered_node_types).length > 100"
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False,
-            "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.1}
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.1,
+}
 
 
 def chromium() -> str | None:

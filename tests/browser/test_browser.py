@@ -31,7 +31,8 @@ def fill(opened: Any, graph: dict[str, Any]) -> None:
     values = {key: {k: v for k, v in node["inputs"].items() if not isinstance(v, list)} for key, node in graph.items()}
     opened.page.evaluate(
         "values => { for (const node of app.graph._nodes) for (const w of node.widgets ?? [])"
-        " if (values[node.id]?.[w.name] !== undefined) w.value = values[node.id][w.name]; }", values
+        " if (values[node.id]?.[w.name] !== undefined) w.value = values[node.id][w.name]; }",
+        values,
     )
 
 
@@ -70,8 +71,10 @@ def test_a_training_runs_by_the_button_with_live_previews(opened, server, tmp_pa
     opened.fit()
     opened.page.locator('[data-testid="queue-button"]').first.click()
     opened.page.wait_for_function("window.__previews >= 2 || window.__seen.execution_error", timeout=240_000)
-    opened.page.wait_for_function("app.graph._nodes.some(n => n.type == 'ReNegTrainEmbedding' && n.imgs?.length"
-                                  " && n.widgets.some(w => w.name == '$$canvas-image-preview'))")
+    opened.page.wait_for_function(
+        "app.graph._nodes.some(n => n.type == 'ReNegTrainEmbedding' && n.imgs?.length"
+        " && n.widgets.some(w => w.name == '$$canvas-image-preview'))"
+    )
     keep(opened, tmp_path, "training-live")
     opened.page.wait_for_function("window.__seen.execution_success || window.__seen.execution_error", timeout=240_000)
     assert "execution_error" not in opened.page.evaluate("window.__seen")

@@ -11,9 +11,21 @@ from hosting import PACK, Server
 API = PACK / "workflows" / "api"
 NAMES = sorted(path.stem for path in API.glob("*.json"))
 SMALL = {
-    "width": 64, "height": 64, "steps": 2, "sampling_steps": 3, "batch_size": 2, "micro_batch": 2, "validate_every": 1,
-    "validation_pairs": 1, "pictures": 1, "seeds": 1, "reward_name": "brightness", "learning_rate": 0.05,
-    "embedding_name": "test.safetensors", "image": "hint.png", "control_net_name": "reneg-test-control.safetensors",
+    "width": 64,
+    "height": 64,
+    "steps": 2,
+    "sampling_steps": 3,
+    "batch_size": 2,
+    "micro_batch": 2,
+    "validate_every": 1,
+    "validation_pairs": 1,
+    "pictures": 1,
+    "seeds": 1,
+    "reward_name": "brightness",
+    "learning_rate": 0.05,
+    "embedding_name": "test.safetensors",
+    "image": "hint.png",
+    "control_net_name": "reneg-test-control.safetensors",
     "points": 1,
 }
 

@@ -24,8 +24,9 @@ MISSING = (
 def find_host() -> Path | None:
     """COMFYUI_PATH, else the ComfyUI whose custom_nodes this pack lies in, else ~/comfy/ComfyUI."""
     places = [os.environ.get("COMFYUI_PATH"), PACK.parent.parent, Path.home() / "comfy" / "ComfyUI"]
-    return next((Path(p) for p in places if p and (Path(p) / "main.py").is_file()
-                 and (Path(p) / "comfy_api").is_dir()), None)
+    return next(
+        (Path(p) for p in places if p and (Path(p) / "main.py").is_file() and (Path(p) / "comfy_api").is_dir()), None
+    )
 
 
 def find_python(host: Path) -> str | None:
@@ -34,8 +35,14 @@ def find_python(host: Path) -> str | None:
     found = [folder / name for folder in folders for name in ("bin/python", "Scripts/python.exe")]
     places = [os.environ.get("COMFYUI_PYTHON"), *map(str, found), sys.executable]
     wanted = "import torch, torchsde, aiohttp, comfyui_frontend_package"
-    return next((p for p in places if p and Path(p).is_file()
-                 and subprocess.run([p, "-c", wanted], capture_output=True).returncode == 0), None)
+    return next(
+        (
+            p
+            for p in places
+            if p and Path(p).is_file() and subprocess.run([p, "-c", wanted], capture_output=True).returncode == 0
+        ),
+        None,
+    )
 
 
 def models_folder(host: Path, python: str) -> Path:
@@ -89,8 +96,19 @@ def start_server(host: Path, python: str, base: Path, *options: str) -> Server:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = base / f"server-{port}.log"
-    command = [python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base),
-               "--disable-auto-launch", *options]
+    command = [
+        python,
+        "main.py",
+        "--cpu",
+        "--listen",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--base-directory",
+        str(base),
+        "--disable-auto-launch",
+        *options,
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=host, stdout=file, stderr=subprocess.STDOUT, env=environment)

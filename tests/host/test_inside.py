@@ -14,10 +14,30 @@ INSIDE = Path(__file__).with_name("inside")
 def test_inside_the_host(file: str, host: tuple[Path, str], tmp_path: Path) -> None:
     folder, python = host
     base = hosting.base_directory(tmp_path / "base", hosting.models_folder(folder, python))
-    environment = {**os.environ, "COMFYUI_PATH": str(folder), "RENEG_TEST_BASE": str(base), "HF_HUB_OFFLINE": "1",
-                   "HF_HUB_CACHE": str(tmp_path / "hub")}
-    command = [python, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(INSIDE), "--confcutdir", str(INSIDE),
-               "-p", "no:cacheprovider", "--import-mode=importlib", "--tb=short", str(INSIDE / file)]
+    environment = {
+        **os.environ,
+        "COMFYUI_PATH": str(folder),
+        "RENEG_TEST_BASE": str(base),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+    }
+    command = [
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        str(INSIDE),
+        "--confcutdir",
+        str(INSIDE),
+        "-p",
+        "no:cacheprovider",
+        "--import-mode=importlib",
+        "--tb=short",
+        str(INSIDE / file),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
     assert "passed" in done.stdout

@@ -16,8 +16,6 @@ from hosting import PACK, Server
 CONTRACT = PACK / "tests" / "nodes" / "contract.json"
 
 
-
-
 def queue(server: Server, graph: dict[str, Any]) -> str:
     answer = graphs.request(server, "/prompt", {"prompt": graph})
     assert not answer["node_errors"], answer
@@ -33,10 +31,18 @@ def refused(server: Server, graph: dict[str, Any]) -> str:
 
 def contract_of(info: dict[str, Any]) -> dict[str, Any]:
     """What may never change: input names in order, their types, output types in order."""
-    inputs = {group: {name: kind if isinstance(kind := spec[0], str) else "COMBO" for name, spec in part.items()}
-              for group, part in info["input"].items() if group != "hidden"}
-    return {"inputs": inputs, "outputs": info["output"], "output_names": info["output_name"],
-            "list_outputs": info["output_is_list"], "display_name": info["display_name"]}
+    inputs = {
+        group: {name: kind if isinstance(kind := spec[0], str) else "COMBO" for name, spec in part.items()}
+        for group, part in info["input"].items()
+        if group != "hidden"
+    }
+    return {
+        "inputs": inputs,
+        "outputs": info["output"],
+        "output_names": info["output_name"],
+        "list_outputs": info["output_is_list"],
+        "display_name": info["display_name"],
+    }
 
 
 def test_every_node_is_registered_as_the_contract_says(server) -> None:
@@ -135,8 +141,22 @@ def test_restart_finds_what_training_wrote_and_resumes(host, server, tmp_path) -
 def test_the_client_runs_a_workflow_and_saves_its_pictures(server, tmp_path) -> None:
     workflow = tmp_path / "w.json"
     workflow.write_text(json.dumps(graphs.small("1_use_embedding_sd15")))
-    command = [sys.executable, "-m", "reneg_core", "comfy", "run", str(workflow), "--server", server.url, "--output",
-               str(tmp_path), "--set", "ReNegCFGSampler.seed=123", "--set", "Positive.text=a green tree"]
+    command = [
+        sys.executable,
+        "-m",
+        "reneg_core",
+        "comfy",
+        "run",
+        str(workflow),
+        "--server",
+        server.url,
+        "--output",
+        str(tmp_path),
+        "--set",
+        "ReNegCFGSampler.seed=123",
+        "--set",
+        "Positive.text=a green tree",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PACK)
     assert done.returncode == 0, done.stderr
     pictures = [Path(line) for line in done.stdout.split()]

@@ -26,8 +26,9 @@ import nodes  # noqa: E402
 
 def load_pack() -> Any:
     """Import the pack by its folder, as ComfyUI does."""
-    spec = importlib.util.spec_from_file_location("reneg_pack", PACK / "__init__.py",
-                                                  submodule_search_locations=[str(PACK)])
+    spec = importlib.util.spec_from_file_location(
+        "reneg_pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules["reneg_pack"] = module
     spec.loader.exec_module(module)

@@ -13,8 +13,17 @@ from reneg_pack.nodes.layout import to_host
 
 import nodes
 
-ESCAPES = ["/etc/passwd", "../x.safetensors", "a/../../x.safetensors", "C:/x.safetensors", "\\\\server\\x.bin",
-           "a\x00.safetensors", "..", "", "~/x.bin"]
+ESCAPES = [
+    "/etc/passwd",
+    "../x.safetensors",
+    "a/../../x.safetensors",
+    "C:/x.safetensors",
+    "\\\\server\\x.bin",
+    "a\x00.safetensors",
+    "..",
+    "",
+    "~/x.bin",
+]
 
 
 @pytest.mark.parametrize("name", ESCAPES)
@@ -87,8 +96,11 @@ def test_strength_is_measured_from_the_empty_prompt(call, embedding, checkpoint)
 
 
 def test_prompt_becomes_an_embedding_and_blends(call, checkpoint, embedding) -> None:
-    ugly = call(ConditioningToEmbedding, conditioning=nodes.CLIPTextEncode().encode(checkpoint[1], "ugly")[0],
-                clip=checkpoint[1])[0]
+    ugly = call(
+        ConditioningToEmbedding,
+        conditioning=nodes.CLIPTextEncode().encode(checkpoint[1], "ugly")[0],
+        clip=checkpoint[1],
+    )[0]
     assert ugly.family == "clip-l" and ugly.length == 77
     halfway = call(BlendEmbeddings, first=ugly, second=embedding, weight=0.5)[1]
     assert torch.allclose(halfway.tokens, (ugly.tokens + embedding.tokens) / 2, atol=1e-5)

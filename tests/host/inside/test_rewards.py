@@ -47,8 +47,13 @@ def test_top_k_and_threshold_select(call, brightness, images) -> None:
 
 
 def test_an_empty_selection_blocks_what_follows(call, brightness, images) -> None:
-    out = call(RewardScore, images=images, reward=brightness, **{**SCORE, "use_threshold": True, "threshold": 2.0},
-               latents={"samples": torch.zeros(4, 4, 6, 4)})
+    out = call(
+        RewardScore,
+        images=images,
+        reward=brightness,
+        **{**SCORE, "use_threshold": True, "threshold": 2.0},
+        latents={"samples": torch.zeros(4, 4, 6, 4)},
+    )
     assert isinstance(out[0], ExecutionBlocker) and isinstance(out[1], ExecutionBlocker) and out[2] is None
     assert out[3].shape[0] == 4 and "selected 0 of 4" in out.ui["text"][0]
 

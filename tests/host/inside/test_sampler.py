@@ -17,14 +17,22 @@ SETTINGS = {"seed": 7, "steps": 3, "cfg": 7.5, "scheduler": "normal", "denoise":
 
 def stock(model: Any, positive: list, negative: list, latent: dict, sampler: str, **changes: Any) -> torch.Tensor:
     s = {**SETTINGS, **changes}
-    return nodes.KSampler().sample(model, s["seed"], s["steps"], s["cfg"], sampler, s["scheduler"], positive, negative,
-                                   latent, s["denoise"])[0]["samples"]
+    return nodes.KSampler().sample(
+        model, s["seed"], s["steps"], s["cfg"], sampler, s["scheduler"], positive, negative, latent, s["denoise"]
+    )[0]["samples"]
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpm_2", "ddim", "dpmpp_2m_sde", "euler_ancestral", "uni_pc"])
 def test_equals_stock_bit_for_bit(sampler, call, checkpoint, positive, embedding, latent) -> None:
-    ours = call(CFGSampler, model=checkpoint[0], positive=positive, embedding=embedding, latent_image=latent,
-                sampler_name=sampler, **SETTINGS)[0]["samples"]
+    ours = call(
+        CFGSampler,
+        model=checkpoint[0],
+        positive=positive,
+        embedding=embedding,
+        latent_image=latent,
+        sampler_name=sampler,
+        **SETTINGS,
+    )[0]["samples"]
     theirs = stock(checkpoint[0], positive, to_host(embedding), latent, sampler)
     assert torch.equal(ours, theirs)
     other = stock(checkpoint[0], positive, positive, latent, sampler)
@@ -37,8 +45,15 @@ def test_masks_batches_and_denoise_as_stock(call, checkpoint, positive, embeddin
     generator = torch.Generator().manual_seed(3)
     latent = {"samples": torch.randn(2, 4, 8, 8, generator=generator), "noise_mask": mask, "batch_index": [4, 1]}
     settings = {**SETTINGS, "denoise": 0.6}
-    ours = call(CFGSampler, model=checkpoint[0], positive=positive, embedding=embedding, latent_image=latent,
-                sampler_name="euler", **settings)[0]
+    ours = call(
+        CFGSampler,
+        model=checkpoint[0],
+        positive=positive,
+        embedding=embedding,
+        latent_image=latent,
+        sampler_name="euler",
+        **settings,
+    )[0]
     theirs = stock(checkpoint[0], positive, to_host(embedding), latent, "euler", denoise=0.6)
     assert torch.equal(ours["samples"], theirs)
     assert ours["batch_index"] == [4, 1]
@@ -49,8 +64,16 @@ def test_control_net_of_the_negative_is_kept(call, checkpoint, positive, embeddi
     empty = nodes.CLIPTextEncode().encode(checkpoint[1], "")[0]
     hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1))
     both = nodes.ControlNetApplyAdvanced().apply_controlnet(positive, empty, net, hint, 1.0, 0.0, 1.0)
-    ours = call(CFGSampler, model=checkpoint[0], positive=both[0], negative=both[1], embedding=embedding,
-                latent_image=latent, sampler_name="euler", **SETTINGS)[0]["samples"]
+    ours = call(
+        CFGSampler,
+        model=checkpoint[0],
+        positive=both[0],
+        negative=both[1],
+        embedding=embedding,
+        latent_image=latent,
+        sampler_name="euler",
+        **SETTINGS,
+    )[0]["samples"]
     replaced = [[embedding.tokens, both[1][0][1]]]
     assert torch.equal(ours, stock(checkpoint[0], both[0], replaced, latent, "euler"))
     assert not torch.equal(ours, stock(checkpoint[0], positive, to_host(embedding), latent, "euler"))
@@ -58,8 +81,15 @@ def test_control_net_of_the_negative_is_kept(call, checkpoint, positive, embeddi
 
 def test_strength_goes_from_the_negative_to_the_embedding(call, checkpoint, positive, embedding, latent) -> None:
     base = nodes.CLIPTextEncode().encode(checkpoint[1], "ugly")[0]
-    inputs = {"model": checkpoint[0], "positive": positive, "embedding": embedding, "latent_image": latent,
-              "negative": base, "sampler_name": "euler", **SETTINGS}
+    inputs = {
+        "model": checkpoint[0],
+        "positive": positive,
+        "embedding": embedding,
+        "latent_image": latent,
+        "negative": base,
+        "sampler_name": "euler",
+        **SETTINGS,
+    }
     at_zero = call(CFGSampler, **inputs, strength=0.0)[0]["samples"]
     assert torch.equal(at_zero, stock(checkpoint[0], positive, base, latent, "euler"))
     with pytest.raises(ValueError, match=r"strength 0.5 without a negative.*set the strength to 1"):
@@ -75,8 +105,15 @@ def test_interval_runs_the_positive_alone_outside(call, checkpoint, positive, em
         return original(model, conds, *rest)
 
     monkeypatch.setattr(comfy.samplers, "calc_cond_batch", counting)
-    inputs = {"model": checkpoint[0], "positive": positive, "embedding": embedding, "latent_image": latent,
-              "sampler_name": "euler", **SETTINGS, "steps": 4}
+    inputs = {
+        "model": checkpoint[0],
+        "positive": positive,
+        "embedding": embedding,
+        "latent_image": latent,
+        "sampler_name": "euler",
+        **SETTINGS,
+        "steps": 4,
+    }
     before = dict(checkpoint[0].model_options)
     call(CFGSampler, **inputs, guidance_start=0.3, guidance_end=0.7)
     assert passes[0] == 1 and passes[-1] == 1 and 2 in passes
@@ -84,8 +121,14 @@ def test_interval_runs_the_positive_alone_outside(call, checkpoint, positive, em
 
 
 def test_interval_that_excludes_all_equals_cfg_one(call, checkpoint, positive, embedding, latent) -> None:
-    inputs = {"model": checkpoint[0], "positive": positive, "embedding": embedding, "latent_image": latent,
-              "sampler_name": "euler", **SETTINGS}
+    inputs = {
+        "model": checkpoint[0],
+        "positive": positive,
+        "embedding": embedding,
+        "latent_image": latent,
+        "sampler_name": "euler",
+        **SETTINGS,
+    }
     off = call(CFGSampler, **inputs, guidance_start=0.3, guidance_end=0.30001)[0]["samples"]
     assert torch.equal(off, stock(checkpoint[0], positive, positive, latent, "euler", cfg=1.0))
 
@@ -101,8 +144,15 @@ def test_rescale_equals_the_core(checkpoint) -> None:
 
 
 def test_cfg_one_warns(call, checkpoint, positive, embedding, latent, caplog) -> None:
-    call(CFGSampler, model=checkpoint[0], positive=positive, embedding=embedding, latent_image=latent,
-         sampler_name="euler", **{**SETTINGS, "cfg": 1.0, "steps": 1})
+    call(
+        CFGSampler,
+        model=checkpoint[0],
+        positive=positive,
+        embedding=embedding,
+        latent_image=latent,
+        sampler_name="euler",
+        **{**SETTINGS, "cfg": 1.0, "steps": 1},
+    )
     assert "cfg is 1: the negative has no effect" in caplog.text
 
 
@@ -111,8 +161,15 @@ def test_any_token_count_samples(tokens, call, checkpoint, positive, latent) -> 
     from reneg_core import NegativeEmbedding
 
     long = NegativeEmbedding(torch.randn(1, tokens, 768, generator=torch.Generator().manual_seed(tokens)))
-    ours = call(CFGSampler, model=checkpoint[0], positive=positive, embedding=long, latent_image=latent,
-                sampler_name="euler", **SETTINGS)[0]["samples"]
+    ours = call(
+        CFGSampler,
+        model=checkpoint[0],
+        positive=positive,
+        embedding=long,
+        latent_image=latent,
+        sampler_name="euler",
+        **SETTINGS,
+    )[0]["samples"]
     assert torch.equal(ours, stock(checkpoint[0], positive, [[long.tokens, {}]], latent, "euler"))
     assert torch.isfinite(ours).all()
 
@@ -122,8 +179,15 @@ def test_wrong_family_is_refused_by_name(call, checkpoint, positive, latent) -> 
 
     wrong = NegativeEmbedding(torch.zeros(1, 77, 1024))
     with pytest.raises(ValueError, match=r"openclip-h.*this model uses clip-l.*sd1\.5_reneg_emb\.bin"):
-        call(CFGSampler, model=checkpoint[0], positive=positive, embedding=wrong, latent_image=latent,
-             sampler_name="euler", **SETTINGS)
+        call(
+            CFGSampler,
+            model=checkpoint[0],
+            positive=positive,
+            embedding=wrong,
+            latent_image=latent,
+            sampler_name="euler",
+            **SETTINGS,
+        )
 
 
 def test_guider_equals_stock_guider(call, checkpoint, positive, embedding, latent) -> None:
@@ -134,6 +198,7 @@ def test_guider_equals_stock_guider(call, checkpoint, positive, embedding, laten
     stock_guider.set_cfg(7.5)
     ours = call(Guider, model=checkpoint[0], positive=positive, embedding=embedding, cfg=7.5)[0]
     sampler = comfy.samplers.sampler_object("euler")
-    results = [g.sample(noise.generate_noise(latent), latent["samples"], sampler, sigmas, seed=7)
-               for g in (ours, stock_guider)]
+    results = [
+        g.sample(noise.generate_noise(latent), latent["samples"], sampler, sigmas, seed=7) for g in (ours, stock_guider)
+    ]
     assert torch.equal(*results)

@@ -18,10 +18,30 @@ import nodes
 from reneg_core.guidance import Guidance
 from reneg_core.training.objective import Rollout, reward_gradient
 
-OPTIONS = {"width": 64, "height": 64, "sampling_steps": 4, "cfg": 4.0, "learning_rate": 0.1, "points": 1,
-           "micro_batch": 4, "scheduler": "normal", "solver": "euler", "checkpointing": False}
-TRAIN = {**OPTIONS, "steps": 6, "batch_size": 2, "seed": 0, "validate_every": 3, "validation_pairs": 2, "patience": 0,
-         "norm_limit": 0.0, "prompts": "a red house\na blue bird", "prompt_file": "none"}
+OPTIONS = {
+    "width": 64,
+    "height": 64,
+    "sampling_steps": 4,
+    "cfg": 4.0,
+    "learning_rate": 0.1,
+    "points": 1,
+    "micro_batch": 4,
+    "scheduler": "normal",
+    "solver": "euler",
+    "checkpointing": False,
+}
+TRAIN = {
+    **OPTIONS,
+    "steps": 6,
+    "batch_size": 2,
+    "seed": 0,
+    "validate_every": 3,
+    "validation_pairs": 2,
+    "patience": 0,
+    "norm_limit": 0.0,
+    "prompts": "a red house\na blue bird",
+    "prompt_file": "none",
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +51,9 @@ def brightness() -> Any:
 
 def render(checkpoint: tuple, positive: list, negative: list) -> tuple[torch.Tensor, torch.Tensor]:
     """What the stock nodes make: latents and picture."""
-    latent = nodes.KSampler().sample(checkpoint[0], 5, 2, 7.0, "euler", "normal", positive, negative,
-                                     {"samples": torch.zeros(1, 4, 8, 8)})[0]
+    latent = nodes.KSampler().sample(
+        checkpoint[0], 5, 2, 7.0, "euler", "normal", positive, negative, {"samples": torch.zeros(1, 4, 8, 8)}
+    )[0]
     return latent["samples"], nodes.VAEDecode().decode(checkpoint[2], latent)[0]
 
 
@@ -43,13 +64,22 @@ def parts(checkpoint: tuple, **options: Any) -> dict[str, Any]:
 def gradient_of(model: HostModel, reward: Any, tokens: torch.Tensor, checkpointing: bool = False) -> Any:
     """Reward gradient of the first estimate of a schedule that begins late, for one prompt and one seed: no earlier
     step depends on the negative, so that finite differences of the whole measure the same."""
+
     def work(host: HostModel) -> Any:
         from reneg_core.model import Conditioning
 
         host.checkpointing(checkpointing)
         rollout = Rollout(host.sigmas(4)[2:], Guidance(4.0))
-        return reward_gradient(host, reward, ["a red house"], host.encode(["a red house"]), Conditioning(tokens),
-                               host.noise([3]), rollout, [0])
+        return reward_gradient(
+            host,
+            reward,
+            ["a red house"],
+            host.encode(["a red house"]),
+            Conditioning(tokens),
+            host.noise([3]),
+            rollout,
+            [0],
+        )
 
     return model.run(work)
 
@@ -61,8 +91,10 @@ def test_gradient_agrees_with_finite_differences(checkpoint, brightness, embeddi
         found = gradient_of(model, brightness.reward, tokens)
         direction = found.tokens / found.tokens.norm()
         step = 0.3
-        sides = [gradient_of(model, brightness.reward, tokens + sign * step * direction).rewards.double().sum()
-                 for sign in (1, -1)]
+        sides = [
+            gradient_of(model, brightness.reward, tokens + sign * step * direction).rewards.double().sum()
+            for sign in (1, -1)
+        ]
     numeric = ((sides[0] - sides[1]) / (2 * step)).item()
     assert found.tokens.norm().item() == pytest.approx(numeric, rel=0.05)
     assert numeric > 1e-6
@@ -94,8 +126,9 @@ def test_lora_trains_and_the_base_is_unchanged(checkpoint, positive, brightness,
     patched = nodes.LoraLoader().load_lora(checkpoint[0], checkpoint[1], "reneg-test-lora.safetensors", 1.0, 0.0)
     with torch.inference_mode(False):
         plain = gradient_of(HostModel(*checkpoint, height=64, width=64), brightness.reward, embedding.tokens.clone())
-        lora = gradient_of(HostModel(*patched, checkpoint[2], height=64, width=64), brightness.reward,
-                           embedding.tokens.clone())
+        lora = gradient_of(
+            HostModel(*patched, checkpoint[2], height=64, width=64), brightness.reward, embedding.tokens.clone()
+        )
     assert not torch.equal(plain.tokens, lora.tokens)
     assert all(map(torch.equal, render(checkpoint, positive, to_host(embedding)), before))
 
@@ -141,8 +174,13 @@ def test_stop_keeps_the_best_and_the_run_goes_on_later(call, checkpoint, brightn
 def test_other_settings_in_the_same_run_are_refused(call, checkpoint, brightness) -> None:
     call(TrainEmbedding, **parts(checkpoint), reward=brightness, run_name="test_same", **{**TRAIN, "steps": 1})
     with pytest.raises(ValueError, match=r"(?s)cannot be resumed.*learning_rate"):
-        call(TrainEmbedding, **parts(checkpoint), reward=brightness, run_name="test_same",
-             **{**TRAIN, "steps": 1, "learning_rate": 0.2})
+        call(
+            TrainEmbedding,
+            **parts(checkpoint),
+            reward=brightness,
+            run_name="test_same",
+            **{**TRAIN, "steps": 1, "learning_rate": 0.2},
+        )
 
 
 def test_second_run_does_not_leak(call, checkpoint, brightness) -> None:
@@ -160,8 +198,18 @@ def test_second_run_does_not_leak(call, checkpoint, brightness) -> None:
 
 
 def test_adapting_never_lowers_the_reward(call, checkpoint, brightness, embedding) -> None:
-    out = call(AdaptEmbedding, **parts(checkpoint), reward=brightness, embedding=embedding, prompt="a house", seed=4,
-               pictures=2, steps=2, patience=2, **OPTIONS)
+    out = call(
+        AdaptEmbedding,
+        **parts(checkpoint),
+        reward=brightness,
+        embedding=embedding,
+        prompt="a house",
+        seed=4,
+        pictures=2,
+        steps=2,
+        patience=2,
+        **OPTIONS,
+    )
     report = json.loads(out[4])
     assert len(out[3]) == 2 and all(a >= b for a, b in zip(report["rewards"], report["start_rewards"], strict=True))
     assert max(report["rewards"]) > max(report["start_rewards"])
@@ -169,9 +217,18 @@ def test_adapting_never_lowers_the_reward(call, checkpoint, brightness, embeddin
 
 
 def test_compare_scores_every_negative_on_the_same_noise(call, checkpoint, brightness, embedding, positive) -> None:
-    out = call(CompareNegatives, **parts(checkpoint), reward=brightness, prompts="a red house\na blue bird", seeds=1,
-               first_seed=0, adapted=False, text_negative=to_host(embedding), embedding=embedding,
-               **{k: OPTIONS[k] for k in ("width", "height", "sampling_steps", "cfg", "micro_batch", "scheduler")})
+    out = call(
+        CompareNegatives,
+        **parts(checkpoint),
+        reward=brightness,
+        prompts="a red house\na blue bird",
+        seeds=1,
+        first_seed=0,
+        adapted=False,
+        text_negative=to_host(embedding),
+        embedding=embedding,
+        **{k: OPTIONS[k] for k in ("width", "height", "sampling_steps", "cfg", "micro_batch", "scheduler")},
+    )
     report = json.loads(out[2])
     text, ours, none = (report["scores"]["brightness"][name] for name in ("text", "embedding", "none"))
     assert text == ours, "the same negative by two inputs gives the same pictures"
@@ -187,8 +244,15 @@ def test_what_cannot_be_trained_is_refused_with_the_reason(checkpoint) -> None:
 
         def __init__(self, **changes: Any) -> None:
             config = type("Flux", (), {"unet_config": changes})()
-            self.model = type("M", (), {"model_config": config, "concat_keys": changes.get("concat_keys", ()),
-                                        "latent_format": checkpoint[0].model.latent_format})()
+            self.model = type(
+                "M",
+                (),
+                {
+                    "model_config": config,
+                    "concat_keys": changes.get("concat_keys", ()),
+                    "latent_format": checkpoint[0].model.latent_format,
+                },
+            )()
 
     with pytest.raises(ValueError, match="guidance-distilled: it has no negative branch"):
         check_trainable(Double(guidance_embed=True), checkpoint[2])

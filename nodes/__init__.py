@@ -24,7 +24,9 @@ def _family(name: str) -> ModuleType | None:
             raise
         logging.warning(
             "ReNeg: the %s nodes are not available because the package %s is missing; the other nodes work. "
-            "Install it in ComfyUI's Python and restart.", name, error.name,
+            "Install it in ComfyUI's Python and restart.",
+            name,
+            error.name,
         )
         return None
 

@@ -45,11 +45,17 @@ class CompareNegatives(io.ComfyNode):
                 io.Int.Input("height", default=512, min=16, max=4096, step=8, tooltip="Height in pixels."),
                 io.Int.Input("sampling_steps", default=30, min=1, max=1000, tooltip="Denoising steps of a picture."),
                 io.Float.Input("cfg", default=7.5, min=1.01, max=100.0, step=0.1, tooltip="Guidance scale of all."),
-                io.Boolean.Input("adapted", default=False,
-                                 tooltip="Also adapt the embedding to each prompt and seed (slow)."),
+                io.Boolean.Input(
+                    "adapted", default=False, tooltip="Also adapt the embedding to each prompt and seed (slow)."
+                ),
                 advanced(io.Int, "micro_batch", default=4, min=1, max=1024, tooltip="Pictures in one pass."),
-                advanced(io.Combo, "scheduler", options=sampling.scheduler_names(), default="normal",
-                         tooltip="Noise levels, as in KSampler."),
+                advanced(
+                    io.Combo,
+                    "scheduler",
+                    options=sampling.scheduler_names(),
+                    default="normal",
+                    tooltip="Noise levels, as in KSampler.",
+                ),
                 io.Conditioning.Input("text_negative", optional=True, tooltip="Optional. A prompt to compare."),
                 Embedding.Input("embedding", optional=True, tooltip="Optional. A learned negative to compare."),
             ],
@@ -66,8 +72,18 @@ class CompareNegatives(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, vae: Any, reward: HostReward, prompts: str, seeds: int, first_seed: int,
-        adapted: bool, text_negative: list | None = None, embedding: NegativeEmbedding | None = None, **options: Any,
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        reward: HostReward,
+        prompts: str,
+        seeds: int,
+        first_seed: int,
+        adapted: bool,
+        text_negative: list | None = None,
+        embedding: NegativeEmbedding | None = None,
+        **options: Any,
     ) -> io.NodeOutput:
         require_plots()
         texts, numbers = prompt_list(prompts, files.NOTHING), [first_seed + i for i in range(seeds)]
@@ -100,8 +116,14 @@ def matching(negative: Conditioning, null: Conditioning) -> Conditioning:
     return Conditioning(negative.tokens[:1], mask, pooled)
 
 
-def adapt_all(host: DiffusionModel, reward: HostReward, prompts: list[str], seeds: list[int],
-              embedding: NegativeEmbedding | None, options: Mapping[str, Any]) -> Conditioning:
+def adapt_all(
+    host: DiffusionModel,
+    reward: HostReward,
+    prompts: list[str],
+    seeds: list[int],
+    embedding: NegativeEmbedding | None,
+    options: Mapping[str, Any],
+) -> Conditioning:
     """One adapted negative per (prompt, seed), all seeds of the first prompt first."""
     if embedding is None:
         raise ValueError("Got no embedding to adapt, expected one. Connect an embedding or switch adapted off.")
@@ -113,22 +135,40 @@ def adapt_all(host: DiffusionModel, reward: HostReward, prompts: list[str], seed
         progress.update(done[0])
 
     config = AdaptConfig(
-        sampling_steps=options["sampling_steps"], guidance_scale=options["cfg"], micro_batch=options["micro_batch"],
-        points=min(3, max(1, round(options["sampling_steps"] / 3))), height=options["height"], width=options["width"],
+        sampling_steps=options["sampling_steps"],
+        guidance_scale=options["cfg"],
+        micro_batch=options["micro_batch"],
+        points=min(3, max(1, round(options["sampling_steps"] / 3))),
+        height=options["height"],
+        width=options["width"],
     )
     columns = [list(column) for column in zip(*pairs, strict=True)]
     return adapt(host, reward.reward, *columns, embedding, config, progress=advance).negatives
 
 
-def compare(host: DiffusionModel, reward: HostReward, prompts: list[str], seeds: list[int],
-            negatives: Mapping[str, Conditioning], options: Mapping[str, Any]) -> Evaluation:
+def compare(
+    host: DiffusionModel,
+    reward: HostReward,
+    prompts: list[str],
+    seeds: list[int],
+    negatives: Mapping[str, Conditioning],
+    options: Mapping[str, Any],
+) -> Evaluation:
     """The core's evaluation with the node's progress bar."""
     progress = Progress(len(prompts) * len(seeds) * len(negatives))
     return evaluate(
-        host, prompts, seeds, {name: Mode(negative, LABELS[name]) for name, negative in negatives.items()},
-        {reward.name: reward.reward.score}, guidance_scale=options["cfg"], steps=options["sampling_steps"],
-        batch_size=options["micro_batch"], height=options["height"], width=options["width"],
-        pictures=min(8, len(prompts) * len(seeds)), progress=lambda done, total: progress.update(done),
+        host,
+        prompts,
+        seeds,
+        {name: Mode(negative, LABELS[name]) for name, negative in negatives.items()},
+        {reward.name: reward.reward.score},
+        guidance_scale=options["cfg"],
+        steps=options["sampling_steps"],
+        batch_size=options["micro_batch"],
+        height=options["height"],
+        width=options["width"],
+        pictures=min(8, len(prompts) * len(seeds)),
+        progress=lambda done, total: progress.update(done),
     )
 
 
@@ -138,8 +178,9 @@ def win_rates(result: Evaluation) -> str:
     lines = [f"{result.label(mode)}: {result.mean(measure, mode).value:.4f}" for mode in result.modes]
     for mode in result.modes:
         if mode != "none":
-            lines.append(f"{result.label(mode)} wins {result.win_rate(measure, mode, 'none').value:.0%} "
-                         "against the empty prompt")
+            lines.append(
+                f"{result.label(mode)} wins {result.win_rate(measure, mode, 'none').value:.0%} against the empty prompt"
+            )
     return "\n".join(lines)
 
 

@@ -57,10 +57,17 @@ class LoadEmbedding(io.ComfyNode):
             description="Loads a learned negative embedding. Connect the conditioning to any sampler's negative input.",
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Combo.Input("embedding_name", options=files.embedding_names(),
-                               tooltip="A file from models/reneg or from output/reneg, where training writes."),
-                io.Float.Input("strength", **STRENGTH, tooltip="How far from the empty prompt (0) to the embedding (1, "
-                               "neutral). Above 1 exaggerates. Other values than 1 need CLIP."),
+                io.Combo.Input(
+                    "embedding_name",
+                    options=files.embedding_names(),
+                    tooltip="A file from models/reneg or from output/reneg, where training writes.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    **STRENGTH,
+                    tooltip="How far from the empty prompt (0) to the embedding (1, "
+                    "neutral). Above 1 exaggerates. Other values than 1 need CLIP.",
+                ),
                 io.Clip.Input("clip", optional=True, tooltip=CLIP_TIP),
             ],
             outputs=[
@@ -115,10 +122,18 @@ class SaveEmbedding(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 Embedding.Input("embedding", tooltip="What to save."),
-                io.String.Input("filename", default="negative", tooltip="Name or folder/name inside output/reneg. An "
-                                "existing file is never overwritten: a number is added."),
-                io.Combo.Input("layout", options=["reneg", "ltx"], tooltip="reneg: with mask, pooled vector and origin."
-                               " ltx: readable by LTX conditioning loaders, without a pooled vector."),
+                io.String.Input(
+                    "filename",
+                    default="negative",
+                    tooltip="Name or folder/name inside output/reneg. An "
+                    "existing file is never overwritten: a number is added.",
+                ),
+                io.Combo.Input(
+                    "layout",
+                    options=["reneg", "ltx"],
+                    tooltip="reneg: with mask, pooled vector and origin."
+                    " ltx: readable by LTX conditioning loaders, without a pooled vector.",
+                ),
             ],
             outputs=[io.String.Output(display_name="embedding_name", tooltip="The name in the list of Load.")],
         )
@@ -154,8 +169,14 @@ class BlendEmbeddings(io.ComfyNode):
             inputs=[
                 Embedding.Input("first", tooltip="The result at weight 0."),
                 Embedding.Input("second", tooltip="The result at weight 1."),
-                io.Float.Input("weight", default=0.5, min=-1.0, max=2.0, step=0.05,
-                               tooltip="Share of the second embedding; 0 is the first alone, 1 the second alone."),
+                io.Float.Input(
+                    "weight",
+                    default=0.5,
+                    min=-1.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="Share of the second embedding; 0 is the first alone, 1 the second alone.",
+                ),
                 io.Clip.Input("clip", optional=True, tooltip=CLIP_TIP),
             ],
             outputs=[
@@ -183,8 +204,12 @@ class ConditioningToEmbedding(io.ComfyNode):
             description="Turns an encoded prompt into a ReNeg embedding, as a start for training or to save it.",
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="One encoded prompt, for example a negative one."),
-                io.Clip.Input("clip", optional=True, tooltip="Optional. Names the text encoder in the embedding; "
-                              "without it the encoder is guessed from the token width."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Optional. Names the text encoder in the embedding; "
+                    "without it the encoder is guessed from the token width.",
+                ),
             ],
             outputs=[Embedding.Output(display_name="embedding", tooltip="For the other ReNeg nodes.")],
         )

@@ -37,11 +37,20 @@ class LoadReward(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Combo.Input("reward_name", options=names, default=names[0], tooltip=_summaries()),
-                io.Combo.Input("weights", options=[AUTOMATIC, *files.reward_weight_names()], default=AUTOMATIC,
-                               tooltip="A file or folder in models/reward_models; automatic finds published file names "
-                               "there and in the Hugging Face cache."),
-                advanced(io.Combo, "precision", options=list(PRECISIONS), default="fp32",
-                         tooltip="fp32 gives the published numbers; bf16 and fp16 halve the memory."),
+                io.Combo.Input(
+                    "weights",
+                    options=[AUTOMATIC, *files.reward_weight_names()],
+                    default=AUTOMATIC,
+                    tooltip="A file or folder in models/reward_models; automatic finds published file names "
+                    "there and in the Hugging Face cache.",
+                ),
+                advanced(
+                    io.Combo,
+                    "precision",
+                    options=list(PRECISIONS),
+                    default="fp32",
+                    tooltip="fp32 gives the published numbers; bf16 and fp16 halve the memory.",
+                ),
             ],
             outputs=[Reward.Output(display_name="reward", tooltip="For Reward Score, Combine Rewards and training.")],
         )
@@ -49,7 +58,8 @@ class LoadReward(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, reward_name: str, weights: str, precision: str) -> bool | str:
         wrong = not_in("reward_name", reward_name, list(available_rewards())) or not_in(
-            "precision", precision, list(PRECISIONS))
+            "precision", precision, list(PRECISIONS)
+        )
         if not wrong and weights not in (None, AUTOMATIC):
             try:
                 files.reward_weights(weights)
@@ -79,8 +89,15 @@ class CombineRewards(io.ComfyNode):
             optional = index > 2
             parts += [
                 Reward.Input(f"reward_{index}", optional=optional, tooltip=f"Reward number {index}."),
-                io.Float.Input(f"weight_{index}", default=1.0, min=-10.0, max=10.0, step=0.05, optional=optional,
-                               tooltip="Its share; 0 leaves it out of the sum, negative pushes its score down."),
+                io.Float.Input(
+                    f"weight_{index}",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    optional=optional,
+                    tooltip="Its share; 0 leaves it out of the sum, negative pushes its score down.",
+                ),
             ]
         return schema(
             node_id="ReNegCombineRewards",
@@ -88,9 +105,12 @@ class CombineRewards(io.ComfyNode):
             description="Adds rewards up, each divided by its own spread so that the weights mean something.",
             inputs=[
                 *parts,
-                io.Combo.Input("normalise", options=["zscore", "none"], default="zscore",
-                               tooltip="zscore: each score minus its mean, divided by its standard deviation. none: "
-                               "raw scores."),
+                io.Combo.Input(
+                    "normalise",
+                    options=["zscore", "none"],
+                    default="zscore",
+                    tooltip="zscore: each score minus its mean, divided by its standard deviation. none: raw scores.",
+                ),
             ],
             outputs=[Reward.Output(display_name="reward", tooltip="For Reward Score and training.")],
         )
@@ -122,24 +142,38 @@ class RewardScore(io.ComfyNode):
                 io.Image.Input("images", tooltip="The batch to score."),
                 Reward.Input("reward", tooltip="From Load Reward Model or Combine Rewards."),
                 io.String.Input("prompt", multiline=True, default="", tooltip=PROMPT_TIP),
-                io.Boolean.Input("one_prompt_per_line", default=False,
-                                 tooltip="On: line i belongs to picture i. Off: the text is the prompt of all."),
+                io.Boolean.Input(
+                    "one_prompt_per_line",
+                    default=False,
+                    tooltip="On: line i belongs to picture i. Off: the text is the prompt of all.",
+                ),
                 io.Int.Input("top_k", default=0, min=0, max=4096, tooltip="Select the best so many; 0 selects all."),
                 io.Boolean.Input("use_threshold", default=False, tooltip="Select only scores of at least threshold."),
-                io.Float.Input("threshold", default=0.0, min=-1000.0, max=1000.0, step=0.01, round=False,
-                               tooltip="In the reward's own unit; used if use_threshold is on."),
+                io.Float.Input(
+                    "threshold",
+                    default=0.0,
+                    min=-1000.0,
+                    max=1000.0,
+                    step=0.01,
+                    round=False,
+                    tooltip="In the reward's own unit; used if use_threshold is on.",
+                ),
                 io.Latent.Input("latents", optional=True, tooltip="Optional. Sorted and selected like the pictures."),
                 io.Mask.Input("masks", optional=True, tooltip="Optional. Sorted and selected like the pictures."),
             ],
             outputs=[
-                io.Image.Output(display_name="selected", tooltip="The chosen pictures, best first. If none reaches the "
-                                "threshold, what follows here does not run."),
+                io.Image.Output(
+                    display_name="selected",
+                    tooltip="The chosen pictures, best first. If none reaches the "
+                    "threshold, what follows here does not run.",
+                ),
                 io.Latent.Output(display_name="selected_latents", tooltip="Their latents, if latents were given."),
                 io.Mask.Output(display_name="selected_masks", tooltip="Their masks, if masks were given."),
                 io.Image.Output(display_name="sorted", tooltip="All pictures, best first."),
                 io.Image.Output(display_name="labelled", tooltip="All pictures, best first, with their scores."),
-                io.Float.Output(display_name="scores", is_output_list=True,
-                                tooltip="One number per picture in the order given."),
+                io.Float.Output(
+                    display_name="scores", is_output_list=True, tooltip="One number per picture in the order given."
+                ),
                 io.Float.Output(display_name="best_score", tooltip="The highest score."),
                 io.String.Output(display_name="report", tooltip="Everything as JSON."),
             ],
@@ -147,8 +181,16 @@ class RewardScore(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, images: Tensor, reward: HostReward, prompt: str, one_prompt_per_line: bool, top_k: int,
-        use_threshold: bool, threshold: float, latents: dict[str, Any] | None = None, masks: Tensor | None = None,
+        cls,
+        images: Tensor,
+        reward: HostReward,
+        prompt: str,
+        one_prompt_per_line: bool,
+        top_k: int,
+        use_threshold: bool,
+        threshold: float,
+        latents: dict[str, Any] | None = None,
+        masks: Tensor | None = None,
     ) -> io.NodeOutput:
         prompts = prompts_of(prompt, one_prompt_per_line, len(images))
         details = score(reward, images, prompts)
@@ -160,9 +202,7 @@ class RewardScore(io.ComfyNode):
         labelled = torch.cat([labelled_image(images[i], f"#{n + 1}  {values[i]:.4f}") for n, i in enumerate(order)])
         report = json.dumps(report_of(reward.name, details, order, chosen, prompts), ensure_ascii=False)
         picked = (pick(images, chosen), pick_latents(latents, chosen, len(images)), pick(masks, chosen))
-        return io.NodeOutput(
-            *picked, images[order], labelled, values, max(values), report, ui={"text": (text,)}
-        )
+        return io.NodeOutput(*picked, images[order], labelled, values, max(values), report, ui={"text": (text,)})
 
 
 def prompts_of(text: str, per_line: bool, count: int) -> list[str]:
@@ -222,8 +262,12 @@ def summary(values: list[float], order: list[int], chosen: int) -> str:
     """What the node shows: each picture's score, best first."""
     lines = [f"#{n + 1}: picture {i + 1}  {values[i]:.4f}" for n, i in enumerate(order[:16])]
     lines += [f"... {len(order) - 16} more"] if len(order) > 16 else []
-    return "\n".join([f"best {values[order[0]]:.4f}, mean {sum(values) / len(values):.4f}, selected {chosen} of "
-                      f"{len(values)}", *lines])
+    return "\n".join(
+        [
+            f"best {values[order[0]]:.4f}, mean {sum(values) / len(values):.4f}, selected {chosen} of {len(values)}",
+            *lines,
+        ]
+    )
 
 
 def report_of(

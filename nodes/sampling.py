@@ -25,21 +25,50 @@ def guidance_inputs() -> list[io.Input]:
     """The inputs the sampler and the guider share."""
     return [
         io.Conditioning.Input("negative", optional=True, tooltip=NEGATIVE_TIP),
-        advanced(io.Float, "strength", default=1.0, min=0.0, max=3.0, step=0.05,
-                 tooltip="From the negative prompt (0) to the embedding (1, neutral); above 1 exaggerates. Other "
-                 "values than 1 need the negative input."),
-        advanced(io.Float, "guidance_start", default=0.0, min=0.0, max=1.0, step=0.01,
-                 tooltip="Share of the schedule after which guidance begins; 0 is neutral. Before it the positive "
-                 "alone runs, which is faster."),
-        advanced(io.Float, "guidance_end", default=1.0, min=0.0, max=1.0, step=0.01,
-                 tooltip="Share of the schedule at which guidance ends; 1 is neutral."),
-        advanced(io.Float, "rescale", default=0.0, min=0.0, max=1.0, step=0.05,
-                 tooltip="Takes back the contrast that a high cfg adds; 0 is off and neutral."),
+        advanced(
+            io.Float,
+            "strength",
+            default=1.0,
+            min=0.0,
+            max=3.0,
+            step=0.05,
+            tooltip="From the negative prompt (0) to the embedding (1, neutral); above 1 exaggerates. Other "
+            "values than 1 need the negative input.",
+        ),
+        advanced(
+            io.Float,
+            "guidance_start",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Share of the schedule after which guidance begins; 0 is neutral. Before it the positive "
+            "alone runs, which is faster.",
+        ),
+        advanced(
+            io.Float,
+            "guidance_end",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Share of the schedule at which guidance ends; 1 is neutral.",
+        ),
+        advanced(
+            io.Float,
+            "rescale",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="Takes back the contrast that a high cfg adds; 0 is off and neutral.",
+        ),
     ]
 
 
-def negative_of(embedding: NegativeEmbedding, positive: HostConditioning, negative: HostConditioning | None,
-                strength: float) -> HostConditioning:
+def negative_of(
+    embedding: NegativeEmbedding, positive: HostConditioning, negative: HostConditioning | None, strength: float
+) -> HostConditioning:
     """The negative CONDITIONING: the embedding in every entry of ``negative``, or alone."""
     check_width(embedding, positive)
     if negative is None:
@@ -77,8 +106,13 @@ def _between(part: list[Any], embedding: NegativeEmbedding, strength: float) -> 
             f"Got a negative of {base.tokens.shape[1]} tokens and an embedding of {embedding.length}, expected equal "
             "lengths for a strength other than 1. Try a shorter negative prompt or strength 1."
         )
-    return NegativeEmbedding(strengthen(base.tokens[:1], embedding.tokens, strength), embedding.family, embedding.mask,
-                             embedding.pooled, embedding.provenance)
+    return NegativeEmbedding(
+        strengthen(base.tokens[:1], embedding.tokens, strength),
+        embedding.family,
+        embedding.mask,
+        embedding.pooled,
+        embedding.provenance,
+    )
 
 
 def warn_without_effect(cfg: float, node_id: str | None) -> None:
@@ -107,16 +141,35 @@ class CFGSampler(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What should be in the picture."),
                 Embedding.Input("embedding", tooltip="The learned negative."),
                 io.Latent.Input("latent_image", tooltip="The latent to denoise."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-                             tooltip="Seed of the noise."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Seed of the noise.",
+                ),
                 io.Int.Input("steps", default=30, min=1, max=10000, tooltip="Number of denoising steps."),
-                io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1, round=0.01,
-                               tooltip="Guidance scale. At 1 the negative has no effect; the published embeddings were "
-                               "trained at 7.5."),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance scale. At 1 the negative has no effect; the published embeddings were "
+                    "trained at 7.5.",
+                ),
                 io.Combo.Input("sampler_name", options=samplers, default="euler", tooltip="As in KSampler."),
                 io.Combo.Input("scheduler", options=schedulers, default="normal", tooltip="As in KSampler."),
-                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="How much of the latent is replaced; 1 starts from pure noise."),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much of the latent is replaced; 1 starts from pure noise.",
+                ),
                 *guidance_inputs(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The denoised latent.")],
@@ -124,21 +177,44 @@ class CFGSampler(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, sampler_name: str, scheduler: str) -> bool | str:
-        return not_in("sampler_name", sampler_name, sampling.sampler_names()) or not_in(
-            "scheduler", scheduler, sampling.scheduler_names()) or True
+        return (
+            not_in("sampler_name", sampler_name, sampling.sampler_names())
+            or not_in("scheduler", scheduler, sampling.scheduler_names())
+            or True
+        )
 
     @classmethod
     def execute(
-        cls, model: Any, positive: HostConditioning, embedding: NegativeEmbedding, latent_image: dict[str, Any],
-        seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str, denoise: float,
-        strength: float = 1.0, guidance_start: float = 0.0, guidance_end: float = 1.0, rescale: float = 0.0,
+        cls,
+        model: Any,
+        positive: HostConditioning,
+        embedding: NegativeEmbedding,
+        latent_image: dict[str, Any],
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        denoise: float,
+        strength: float = 1.0,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        rescale: float = 0.0,
         negative: HostConditioning | None = None,
     ) -> io.NodeOutput:
         warn_without_effect(cfg, cls.hidden.unique_id)
         patched = sampling.guided(model, Guidance(cfg, guidance_start, guidance_end, rescale))
         latent = sampling.sample(
-            patched, positive, negative_of(embedding, positive, negative, strength), latent_image, seed=seed,
-            steps=steps, cfg=cfg, sampler=sampler_name, scheduler=scheduler, denoise=denoise,
+            patched,
+            positive,
+            negative_of(embedding, positive, negative, strength),
+            latent_image,
+            seed=seed,
+            steps=steps,
+            cfg=cfg,
+            sampler=sampler_name,
+            scheduler=scheduler,
+            denoise=denoise,
         )
         return io.NodeOutput(latent)
 
@@ -165,8 +241,15 @@ class Guider(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model to denoise with."),
                 io.Conditioning.Input("positive", tooltip="What should be in the picture."),
                 Embedding.Input("embedding", tooltip="The learned negative."),
-                io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1, round=0.01,
-                               tooltip="Guidance scale. At 1 the negative has no effect."),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance scale. At 1 the negative has no effect.",
+                ),
                 *guidance_inputs(),
             ],
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
@@ -174,8 +257,15 @@ class Guider(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, positive: HostConditioning, embedding: NegativeEmbedding, cfg: float,
-        strength: float = 1.0, guidance_start: float = 0.0, guidance_end: float = 1.0, rescale: float = 0.0,
+        cls,
+        model: Any,
+        positive: HostConditioning,
+        embedding: NegativeEmbedding,
+        cfg: float,
+        strength: float = 1.0,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        rescale: float = 0.0,
         negative: HostConditioning | None = None,
     ) -> io.NodeOutput:
         warn_without_effect(cfg, cls.hidden.unique_id)

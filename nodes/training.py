@@ -42,19 +42,54 @@ def rollout_inputs(rate: float, points: int) -> list[io.Input]:
         io.Int.Input("width", default=512, min=16, max=4096, step=8, tooltip="Width of the pictures in pixels."),
         io.Int.Input("height", default=512, min=16, max=4096, step=8, tooltip="Height of the pictures in pixels."),
         io.Int.Input("sampling_steps", default=30, min=1, max=1000, tooltip="Denoising steps a picture (paper: 30)."),
-        io.Float.Input("cfg", default=7.5, min=1.01, max=100.0, step=0.1,
-                       tooltip="Guidance scale inside training (paper: 7.5). Sample later with a similar one."),
-        advanced(io.Float, "learning_rate", default=rate, min=1e-6, max=10.0, step=0.0001, round=False,
-                 tooltip="AdamW's learning rate (paper: 0.005 for training)."),
-        advanced(io.Int, "points", default=points, min=1, max=100,
-                 tooltip="Late steps per picture at which the gradient is taken."),
-        advanced(io.Int, "micro_batch", default=4, min=1, max=1024,
-                 tooltip="Pictures in one pass; halved by itself when memory runs out."),
-        advanced(io.Combo, "scheduler", options=sampling.scheduler_names(), default="normal",
-                 tooltip="Noise levels, as in KSampler."),
+        io.Float.Input(
+            "cfg",
+            default=7.5,
+            min=1.01,
+            max=100.0,
+            step=0.1,
+            tooltip="Guidance scale inside training (paper: 7.5). Sample later with a similar one.",
+        ),
+        advanced(
+            io.Float,
+            "learning_rate",
+            default=rate,
+            min=1e-6,
+            max=10.0,
+            step=0.0001,
+            round=False,
+            tooltip="AdamW's learning rate (paper: 0.005 for training).",
+        ),
+        advanced(
+            io.Int,
+            "points",
+            default=points,
+            min=1,
+            max=100,
+            tooltip="Late steps per picture at which the gradient is taken.",
+        ),
+        advanced(
+            io.Int,
+            "micro_batch",
+            default=4,
+            min=1,
+            max=1024,
+            tooltip="Pictures in one pass; halved by itself when memory runs out.",
+        ),
+        advanced(
+            io.Combo,
+            "scheduler",
+            options=sampling.scheduler_names(),
+            default="normal",
+            tooltip="Noise levels, as in KSampler.",
+        ),
         advanced(io.Combo, "solver", options=SOLVERS, default="euler", tooltip="euler is DDIM, as in the paper."),
-        advanced(io.Boolean, "checkpointing", default=False,
-                 tooltip="Compute activations again in the backward pass: less memory, about a third more time."),
+        advanced(
+            io.Boolean,
+            "checkpointing",
+            default=False,
+            tooltip="Compute activations again in the backward pass: less memory, about a third more time.",
+        ),
     ]
 
 
@@ -63,12 +98,20 @@ def wrong_choice(scheduler: str | None, solver: str | None) -> str:
     return not_in("scheduler", scheduler, sampling.scheduler_names()) or not_in("solver", solver, SOLVERS)
 
 
-def host_model(model: Any, clip: Any, vae: Any, reward: HostReward, options: dict[str, Any],
-               on_pass: Callable[[], None]) -> HostModel:
+def host_model(
+    model: Any, clip: Any, vae: Any, reward: HostReward, options: dict[str, Any], on_pass: Callable[[], None]
+) -> HostModel:
     """The core's view of the host's model for one piece of training."""
     return HostModel(
-        model, clip, vae, scheduler=options.pop("scheduler"), companions=reward.patchers, height=options["height"],
-        width=options["width"], batch=options["micro_batch"], on_pass=on_pass,
+        model,
+        clip,
+        vae,
+        scheduler=options.pop("scheduler"),
+        companions=reward.patchers,
+        height=options["height"],
+        width=options["width"],
+        batch=options["micro_batch"],
+        on_pass=on_pass,
     )
 
 
@@ -95,29 +138,64 @@ class TrainEmbedding(io.ComfyNode):
             inputs=[
                 *model_inputs(),
                 io.String.Input("prompts", multiline=True, default="", tooltip="Training prompts, one per line."),
-                io.Combo.Input("prompt_file", options=files.prompt_files(), default=files.NOTHING,
-                               tooltip="A .txt in ComfyUI's input folder, one prompt per line, instead of the text."),
-                io.String.Input("run_name", default="my_negative",
-                                tooltip="Folder in output/reneg. The same name with the same settings goes on where it "
-                                "stopped."),
+                io.Combo.Input(
+                    "prompt_file",
+                    options=files.prompt_files(),
+                    default=files.NOTHING,
+                    tooltip="A .txt in ComfyUI's input folder, one prompt per line, instead of the text.",
+                ),
+                io.String.Input(
+                    "run_name",
+                    default="my_negative",
+                    tooltip="Folder in output/reneg. The same name with the same settings goes on where it stopped.",
+                ),
                 io.Int.Input("steps", default=4000, min=1, max=1000000, tooltip="Optimizer steps (paper: 4000)."),
                 io.Int.Input("batch_size", default=64, min=1, max=4096, tooltip="Pictures per step (paper: 64)."),
                 io.Int.Input("seed", default=0, min=0, max=2**53 - 1, tooltip="Seed of prompts and noise."),
                 *rollout_inputs(5e-3, 1),
-                advanced(io.Int, "validate_every", default=50, min=1, max=100000,
-                         tooltip="Steps between validations; each draws the preview and decides what is kept."),
-                advanced(io.Int, "validation_pairs", default=16, min=1, max=4096,
-                         tooltip="Pictures in a validation."),
-                advanced(io.Int, "patience", default=0, min=0, max=1000,
-                         tooltip="Stop after so many validations without a new best; 0 never stops early."),
-                advanced(io.Float, "norm_limit", default=0.0, min=0.0, max=100.0, step=0.05,
-                         tooltip="How far a token may move, in units of the start's mean token length; 0 is off."),
-                io.Conditioning.Input("start", optional=True, tooltip="Optional. The negative prompt to start from; "
-                                      "without it, the empty prompt."),
-                Reward.Input("watched_reward", optional=True,
-                             tooltip="Optional. A second reward that is only measured, to notice reward hacking."),
-                io.String.Input("validation_prompts", optional=True, multiline=True, default="",
-                                tooltip="Optional. One per line; without them every tenth prompt is kept aside."),
+                advanced(
+                    io.Int,
+                    "validate_every",
+                    default=50,
+                    min=1,
+                    max=100000,
+                    tooltip="Steps between validations; each draws the preview and decides what is kept.",
+                ),
+                advanced(io.Int, "validation_pairs", default=16, min=1, max=4096, tooltip="Pictures in a validation."),
+                advanced(
+                    io.Int,
+                    "patience",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="Stop after so many validations without a new best; 0 never stops early.",
+                ),
+                advanced(
+                    io.Float,
+                    "norm_limit",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.05,
+                    tooltip="How far a token may move, in units of the start's mean token length; 0 is off.",
+                ),
+                io.Conditioning.Input(
+                    "start",
+                    optional=True,
+                    tooltip="Optional. The negative prompt to start from; without it, the empty prompt.",
+                ),
+                Reward.Input(
+                    "watched_reward",
+                    optional=True,
+                    tooltip="Optional. A second reward that is only measured, to notice reward hacking.",
+                ),
+                io.String.Input(
+                    "validation_prompts",
+                    optional=True,
+                    multiline=True,
+                    default="",
+                    tooltip="Optional. One per line; without them every tenth prompt is kept aside.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="negative", tooltip="For the negative input of any sampler."),
@@ -150,8 +228,17 @@ class TrainEmbedding(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, vae: Any, reward: HostReward, prompts: str, prompt_file: str, run_name: str,
-        start: list | None = None, watched_reward: HostReward | None = None, validation_prompts: str = "",
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        reward: HostReward,
+        prompts: str,
+        prompt_file: str,
+        run_name: str,
+        start: list | None = None,
+        watched_reward: HostReward | None = None,
+        validation_prompts: str = "",
         **options: Any,
     ) -> io.NodeOutput:
         require_plots()
@@ -162,8 +249,15 @@ class TrainEmbedding(io.ComfyNode):
             host = host_model(model, clip, vae, joined(reward, watched_reward), options, button.leave_step)
             config = TrainConfig(**train_settings(options), init=written_start(start, host.family, folder))
             trainer = Trainer(
-                host, reward.reward, *texts, config, folder, watch=watched_reward and watched_reward.reward,
-                observer=observer, should_stop=button.asked, resume=True,
+                host,
+                reward.reward,
+                *texts,
+                config,
+                folder,
+                watch=watched_reward and watched_reward.reward,
+                observer=observer,
+                should_stop=button.asked,
+                resume=True,
             )
             result = trainer.run()
         say(outcome(result), cls.hidden.unique_id)
@@ -189,8 +283,11 @@ def joined(reward: HostReward, watched: HostReward | None) -> HostReward:
 
 def train_settings(options: dict[str, Any]) -> dict[str, Any]:
     """The node's inputs under the core's names."""
-    return {**{k: v for k, v in options.items() if k != "cfg"}, "guidance_scale": options["cfg"],
-            "checkpoint_every": options["validate_every"]}
+    return {
+        **{k: v for k, v in options.items() if k != "cfg"},
+        "guidance_scale": options["cfg"],
+        "checkpoint_every": options["validate_every"],
+    }
 
 
 def written_start(start: list | None, family: str, folder: Path) -> str:
@@ -207,8 +304,10 @@ def outcome(result: Any) -> str:
     name = files.listed_name(result.directory / "negative.safetensors")
     if result.best_reward is None:
         return f"stopped before the first validation; {name} is the start"
-    return (f"{result.reason} at step {result.steps}: reward {result.start_reward:.4f} to {result.best_reward:.4f} "
-            f"(step {result.best_step}), saved as {name}")
+    return (
+        f"{result.reason} at step {result.steps}: reward {result.start_reward:.4f} to {result.best_reward:.4f} "
+        f"(step {result.best_step}), saved as {name}"
+    )
 
 
 def training_outputs(result: Any, clip: Any, observer: NodeObserver) -> tuple[Any, ...]:
@@ -220,9 +319,14 @@ def training_outputs(result: Any, clip: Any, observer: NodeObserver) -> tuple[An
     curve = pil_to_image(plots.learning_curve(records)) if records else torch.ones(1, 64, 64, 3)
     pairs = [t for t in (observer.first, observer.last) if t is not None]
     pictures = to_bhwc(torch.cat(pairs)) if pairs else torch.ones(1, 64, 64, 3)
-    report = {"reason": result.reason, "steps": result.steps, "best_step": result.best_step,
-              "start_reward": result.start_reward, "best_reward": result.best_reward,
-              "file": files.listed_name(result.directory / "negative.safetensors")}
+    report = {
+        "reason": result.reason,
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "start_reward": result.start_reward,
+        "best_reward": result.best_reward,
+        "file": files.listed_name(result.directory / "negative.safetensors"),
+    }
     return to_host(result.embedding, extra), result.embedding, curve, pictures, json.dumps(report)
 
 
@@ -243,12 +347,23 @@ class AdaptEmbedding(io.ComfyNode):
                 *model_inputs(),
                 Embedding.Input("embedding", tooltip="The embedding to start from."),
                 io.String.Input("prompt", multiline=True, default="", tooltip="The picture's prompt."),
-                io.Int.Input("seed", default=0, min=0, max=2**53 - 1, control_after_generate=True,
-                             tooltip="Seed of the first picture; the next ones count on."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**53 - 1,
+                    control_after_generate=True,
+                    tooltip="Seed of the first picture; the next ones count on.",
+                ),
                 io.Int.Input("pictures", default=1, min=1, max=64, tooltip="Pictures, each with its own negative."),
                 io.Int.Input("steps", default=10, min=1, max=1000, tooltip="Most steps per picture (paper: 10)."),
-                io.Int.Input("patience", default=3, min=1, max=1000,
-                             tooltip="Steps without improvement after which a picture is done (paper: 3)."),
+                io.Int.Input(
+                    "patience",
+                    default=3,
+                    min=1,
+                    max=1000,
+                    tooltip="Steps without improvement after which a picture is done (paper: 3).",
+                ),
                 *rollout_inputs(5e-3, 3),
             ],
             outputs=[
@@ -266,8 +381,16 @@ class AdaptEmbedding(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, vae: Any, reward: HostReward, embedding: NegativeEmbedding, prompt: str, seed: int,
-        pictures: int, **options: Any,
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        reward: HostReward,
+        embedding: NegativeEmbedding,
+        prompt: str,
+        seed: int,
+        pictures: int,
+        **options: Any,
     ) -> io.NodeOutput:
         seeds, button = [seed + i for i in range(pictures)], StopButton()
         progress = Progress(pictures)
@@ -275,15 +398,25 @@ class AdaptEmbedding(io.ComfyNode):
             host = host_model(model, clip, vae, reward, options, lambda: None)
             settings = {k: v for k, v in options.items() if k != "cfg"}
             result = adapt(
-                host, reward.reward, [prompt] * pictures, seeds, embedding,
+                host,
+                reward.reward,
+                [prompt] * pictures,
+                seeds,
+                embedding,
                 AdaptConfig(**settings, guidance_scale=options["cfg"]),
-                progress=lambda done: button.update(progress, done), should_stop=button.asked,
+                progress=lambda done: button.update(progress, done),
+                should_stop=button.asked,
             )
         best = int(result.rewards.argmax())
         chosen = result.embedding(best, embedding)
         say(f"reward {result.start_rewards.mean():.4f} to {result.rewards.mean():.4f}", cls.hidden.unique_id)
-        report = {"start_rewards": result.start_rewards.tolist(), "rewards": result.rewards.tolist(),
-                  "steps": result.steps.tolist(), "seeds": seeds, "best": best}
+        report = {
+            "start_rewards": result.start_rewards.tolist(),
+            "rewards": result.rewards.tolist(),
+            "steps": result.steps.tolist(),
+            "seeds": seeds,
+            "best": best,
+        }
         conditioning = to_host(chosen, encode(clip, "")[1])
         return io.NodeOutput(to_bhwc(result.images), conditioning, chosen, result.rewards.tolist(), json.dumps(report))
 

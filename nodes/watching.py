@@ -28,8 +28,10 @@ class NodeObserver:
     def on_step(self, record: dict[str, Any]) -> None:
         self.records.append(record)
         self.button.update(self.progress, record["step"])
-        say(f"step {record['step']} of {self.total}: reward {record['reward']:.4f}, {record['seconds']:.1f} s a step",
-            self.node_id)
+        say(
+            f"step {record['step']} of {self.total}: reward {record['reward']:.4f}, {record['seconds']:.1f} s a step",
+            self.node_id,
+        )
 
     def on_validation(self, record: dict[str, Any], images: Tensor, prompts: list[str]) -> None:
         self.records.append(record)

@@ -37,8 +37,17 @@ class HostModel(DiffusionModel):
     """
 
     def __init__(
-        self, model: Any, clip: Any, vae: Any, *, scheduler: str = "normal", companions: Sequence[Any] = (),
-        height: int = 512, width: int = 512, batch: int = 1, name: str = "",
+        self,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        *,
+        scheduler: str = "normal",
+        companions: Sequence[Any] = (),
+        height: int = 512,
+        width: int = 512,
+        batch: int = 1,
+        name: str = "",
         on_pass: Callable[[], None] = stop_if_asked,
     ) -> None:
         check_trainable(model, vae)
@@ -136,8 +145,14 @@ class HostModel(DiffusionModel):
         if conditioning.mask is not None:
             extra["attention_mask"] = conditioning.mask.to(x.device)
         encoded = self._active().inner_model.extra_conds(
-            **extra, noise=x, device=x.device, width=x.shape[-1] * self._factor, height=x.shape[-2] * self._factor,
-            prompt_type="negative", latent_image=torch.zeros_like(x), seed=0,
+            **extra,
+            noise=x,
+            device=x.device,
+            width=x.shape[-1] * self._factor,
+            height=x.shape[-2] * self._factor,
+            prompt_type="negative",
+            latent_image=torch.zeros_like(x),
+            seed=0,
         )
         return {"model_conds": encoded, "uuid": self._uuid}
 

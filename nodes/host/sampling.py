@@ -62,16 +62,36 @@ def _calculate(args: dict[str, Any]) -> list[Tensor]:
 
 
 def sample(
-    model: Any, positive: list, negative: list, latent: Latent, *, seed: int, steps: int, cfg: float, sampler: str,
-    scheduler: str, denoise: float = 1.0,
+    model: Any,
+    positive: list,
+    negative: list,
+    latent: Latent,
+    *,
+    seed: int,
+    steps: int,
+    cfg: float,
+    sampler: str,
+    scheduler: str,
+    denoise: float = 1.0,
 ) -> Latent:
     """What the stock KSampler does, bit for bit: its noise, its preview, its masks and batches."""
     image = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
     samples = comfy.sample.sample(
-        model, noise, steps, cfg, sampler, scheduler, positive, negative, image, denoise=denoise,
-        noise_mask=latent.get("noise_mask"), callback=latent_preview.prepare_callback(model, steps),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
+        model,
+        noise,
+        steps,
+        cfg,
+        sampler,
+        scheduler,
+        positive,
+        negative,
+        image,
+        denoise=denoise,
+        noise_mask=latent.get("noise_mask"),
+        callback=latent_preview.prepare_callback(model, steps),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
     )
     return {**latent, "samples": samples}
 

@@ -32,7 +32,7 @@ def _mean(reward: Reward, images: Tensor, texts: list[str] | None = None) -> flo
 
 @pytest.mark.parametrize(("column", "least"), [(0, 0.05), (1, 1.2), (2, 1.2)], ids=world.DEGRADATIONS)
 def test_it_falls_with_every_degradation(reward: Reward, column: int, least: float):
-    """Noise and fading cost much. Blur costs little: it is what the autoencoder does to every picture (see the card)."""
+    """Noise and fading cost much. Blur costs little, as the autoencoder softens every picture (see the card)."""
     scores = [_mean(reward, _images(column, value)) for value in (0.0, 0.35, 0.7, 1.0)]
     assert all(later < earlier + 0.02 for earlier, later in pairwise(scores))
     assert scores[0] - scores[-1] > least

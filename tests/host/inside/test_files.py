@@ -135,5 +135,5 @@ def test_reward_is_loaded_once_and_missing_weights_say_where() -> None:
     assert rewards.load("sharpness", None, torch.float32) is first
     with pytest.raises(FileNotFoundError, match="reward_models"):
         rewards.load("pickscore", None, torch.float32)
-    with pytest.raises(ValueError, match=r"Got reward '/tmp/x\.py'"):
-        rewards.load("/tmp/x.py", None, torch.float32)
+    with pytest.raises(ValueError, match=r"Got reward '/elsewhere/x\.py'"):
+        rewards.load("/elsewhere/x.py", None, torch.float32)

@@ -1,6 +1,7 @@
-"""Published evaluation protocols on folders of pictures: HPSv2's four styles, and a mean over a fixed prompt set.
+"""Published evaluation protocols: HPSv2's four styles, and a mean over a fixed prompt set (PickScore, Parti).
 
-Statistics only: which reward scores the pictures is the caller's choice and part of the result's name.
+Statistics, prompt files and folders of pictures; which reward scores is the caller's choice and part of the result's
+name. ``reneg evaluate --protocol`` is the command.
 """
 
 import json
@@ -80,6 +81,19 @@ def prompt_set_rows(scores: Mapping[str, Sequence[float]]) -> list[MeanRow]:
             raise ValueError(f"prompt-set protocol: got {len(values)} scores of {reward}, expected at least 2")
         rows.append(MeanRow(reward, float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5), len(values)))
     return rows
+
+
+def hpsv2_prompts(folder: Path, limit: int | None = None) -> dict[str, list[str]]:
+    """Prompts by style from `folder`/STYLE.json, the benchmark's own files; `limit`: only the first ones of each.
+
+    Raises FileNotFoundError for a folder without such files, ValueError for one that is no list of strings.
+    """
+    files = sorted(Path(folder).glob("*.json"))
+    if not files:
+        raise FileNotFoundError(
+            f"{folder}: expected a folder with a JSON list of prompts per style, e.g. {HPSV2_STYLES[0]}.json"
+        )
+    return {path.stem: read_prompt_list(path)[:limit] for path in files}
 
 
 def hpsv2_jobs(pictures: Path, prompts: Path) -> dict[str, list[Job]]:

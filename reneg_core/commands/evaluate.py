@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from ..embedding import NegativeEmbedding, load_embedding
 from ..evaluate import Evaluation, Mode, evaluate
 from ..model import Conditioning, DiffusionModel
@@ -19,6 +21,8 @@ from .common import (
     read_prompts,
     resolve_sampling,
 )
+from .protocol import add_protocol_options, protocol_prompts, report_tables, tables_of, tables_of_pictures
+from .score import weights_of
 
 DESCRIPTION = """\
 Sample every prompt with every seed once per mode from the same noise, score the pictures, and write report.html,
@@ -29,6 +33,12 @@ report.json and grid.png. Intervals are 95 % bootstrap intervals over prompts.
   reneg evaluate --embedding runs/tiny/negative.safetensors
   reneg evaluate --model sd15/ --embedding sd1.5_reneg_emb.bin --prompts p.txt --reward hpsv2.1 \\
                  --weights HPS_v2.1_compressed.pt --measure image_reward
+
+Published benchmarks: the HPSv2 one (four styles, groups of 80) and means over a prompt set (PickScore, Parti), with the
+pictures made here, or made elsewhere. They end up in protocol.json as well.
+
+  reneg evaluate --protocol hpsv2 --prompts benchmark/ --model sd15/ --embedding sd1.5_reneg_emb.bin --reward hpsv2.1
+  reneg evaluate --protocol prompt-set --prompts parti.tsv --from-pictures pictures/ --reward pickscore
 """
 MODES = ("none", "text", "embedding", "adapted")
 
@@ -46,24 +56,38 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--negative-prompt", default=None, help="for the mode text (a handcrafted one)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=None, help="all that the other options allow")
     parser.add_argument("--prompts", default="", metavar="FILE", help="one prompt per line (the tiny world's test set)")
-    parser.add_argument("--seeds", type=int, default=4, help="noise seeds per prompt (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=None, help="noise seeds per prompt (4; with --protocol 1)")
     parser.add_argument("--reward", default="tiny", help="judge, and what adapted climbs; name or mix (%(default)s)")
-    parser.add_argument("--weights", default=None, help="the reward's weights: file or folder")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="a reward's weights: file or folder; NAME= for one of several rewards",
+    )
     parser.add_argument("--measure", action="append", default=[], metavar="REWARD", help="a further judge; repeat")
     parser.add_argument("--pictures", type=int, default=8, help="rows of the grid (%(default)s)")
     parser.add_argument("--output", default="runs/evaluation", help="folder (%(default)s)")
+    add_protocol_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the headline and the report's path."""
     resolve_sampling(args)
+    if (args.from_pictures or args.limit) and not args.protocol:
+        raise ValueError("--from-pictures and --limit belong to a published protocol: give --protocol too.")
+    if args.from_pictures:
+        return _score_pictures(args)
     modes = chosen_modes(args.modes, args.embedding)
-    prompts = read_prompts(args.prompts, "test", args.model)
+    styles = protocol_prompts(args.protocol, args.prompts, args.limit) if args.protocol else {}
+    prompts = [prompt for style in styles.values() for prompt in style]
+    prompts = prompts or read_prompts(args.prompts, "test", args.model)
     embedding = load_embedding(args.embedding) if args.embedding else None
     model = load_model_of(args)
-    reward = load_reward(args.reward, weights=args.weights, device=model.device)
-    others = {name: load_reward(name, device=model.device).score for name in args.measure}
+    rewards = _judges(args, model.device)
+    reward = rewards.pop(args.reward)
+    others = {name: judge.score for name, judge in rewards.items()}
     text = handwritten(args.model) if args.negative_prompt is None else args.negative_prompt
     adapting = AdaptConfig(
         guidance_scale=args.guidance_scale,
@@ -75,12 +99,35 @@ def run(args: argparse.Namespace) -> int:
         micro_batch=args.batch_size,
     )
     evaluation = compare(
-        model, reward, prompts, range(args.seeds), modes, embedding, text, adapting,
+        model, reward, prompts, range(args.seeds or (1 if args.protocol else 4)), modes, embedding, text, adapting,
         steps=args.steps, measures={**others, **independent_measure(args.model)}, pictures=args.pictures,
     )  # fmt: skip
     print(headline(evaluation))
     print(write_report(args.output, evaluation, embedding=embedding))
+    if args.protocol:
+        print(report_tables(tables_of(evaluation, styles, args.protocol), args.protocol, args.output))
     return 0
+
+
+def _score_pictures(args: argparse.Namespace) -> int:
+    protocol_prompts(args.protocol, args.prompts, args.limit)
+    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    found = tables_of_pictures(_judges(args, device), args, args.limit)
+    print(report_tables(found, args.protocol, args.output))
+    return 0
+
+
+def _judges(args: argparse.Namespace, device: torch.device | str) -> dict[str, Reward]:
+    """The reward and the further measures by name, each with its weights."""
+    names, weights = [args.reward, *args.measure], weights_of(args.weights)
+    if len(set(names)) < len(names):
+        raise ValueError(f"Got the judges {', '.join(names)}, expected different ones in --reward and --measure.")
+    return {
+        name: load_reward(
+            name, weights=weights if name == args.reward or isinstance(weights, dict) else None, device=device
+        )
+        for name in names
+    }
 
 
 def chosen_modes(asked: Sequence[str] | None, embedding: str) -> list[str]:

@@ -130,6 +130,74 @@ def test_adapt_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert 0 <= found["none"]["independent_mean"] <= 1
 
 
+@pytest.fixture
+def hpsv2_prompts(tmp_path: Path) -> Path:
+    folder = tmp_path / "benchmark"
+    folder.mkdir()
+    for style, colour in (("anime", "red"), ("photo", "green")):
+        shapes = ("circle", "square", "ring")
+        listed = [f"a {colour} {shape} on a blue background" for shape in shapes]
+        (folder / f"{style}.json").write_text(json.dumps(listed))
+    return folder
+
+
+def test_evaluate_by_the_hpsv2_protocol(
+    tmp_path: Path, hpsv2_prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["evaluate", "--protocol", "hpsv2", "--prompts", str(hpsv2_prompts), "--limit", "2", "--steps", "2",
+                 "--output", str(out)]) == 0  # fmt: skip
+    report = json.loads((out / "report.json").read_text())
+    assert report["pairs"] == 4 and report["prompts"][2] == "a green circle on a blue background"
+    rows = report["scores"]["reward"]["none"]
+    table = json.loads((out / "protocol.json").read_text())["tables"]["reward"]["none"]
+    assert [row["style"] for row in table["rows"]] == ["anime", "photo"]
+    assert table["rows"][1]["mean"] == pytest.approx(50 * (rows[2][0] + rows[3][0]))
+    assert table["average"] == pytest.approx(25 * sum(row[0] for row in rows))
+    assert "anime" in capsys.readouterr().out
+
+
+def test_protocols_score_pictures_made_elsewhere(tmp_path: Path, hpsv2_prompts: Path) -> None:
+    from PIL import Image
+
+    for style, grey in (("anime", 51), ("photo", 102)):
+        (tmp_path / "pictures" / style).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (grey,) * 3).save(tmp_path / "pictures" / style / "00001.png")
+    common = ["evaluate", "--reward", "brightness", "--output", str(tmp_path / "out")]
+    pictures = ["--from-pictures", str(tmp_path / "pictures")]
+    assert main([*common, "--protocol", "hpsv2", "--prompts", str(hpsv2_prompts), *pictures]) == 0
+    table = json.loads((tmp_path / "out" / "protocol.json").read_text())["tables"]["brightness"]["pictures"]
+    assert [row["mean"] for row in table["rows"]] == pytest.approx([20.0, 40.0])
+    assert table["average"] == pytest.approx(30.0)
+
+
+def test_evaluate_by_the_prompt_set_protocol(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "parti.tsv"
+    prompts.write_text("Prompt\tCategory\na red circle on a blue background\tx\na green ring on white\ty\n")
+    out = tmp_path / "out"
+    assert main(["evaluate", "--protocol", "prompt-set", "--prompts", str(prompts), "--steps", "2", "--modes", "none",
+                 "--output", str(out)]) == 0  # fmt: skip
+    row = json.loads((out / "protocol.json").read_text())["tables"]["independent"]["none"]
+    scores = json.loads((out / "report.json").read_text())["scores"]["independent"]["none"]
+    assert row["count"] == 2 and row["mean"] == pytest.approx((scores[0][0] + scores[1][0]) / 2)
+    assert "standard error" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--limit", "3"], "give --protocol too"),
+        (["--protocol", "hpsv2"], "--protocol hpsv2 needs --prompts"),
+        (["--protocol", "hpsv2", "--prompts", "nowhere"], "a JSON list of prompts per style"),
+        (["--protocol", "hpsv2", "--prompts", "nowhere", "--limit", "0"], "expected at least 1"),
+        (["--measure", "tiny"], "expected different ones in --reward and --measure"),
+    ],
+)
+def test_evaluate_refuses(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", *arguments]) != 0
+    assert message in capsys.readouterr().err
+
+
 def test_recipes_are_valid_and_the_default_is_the_papers() -> None:
     assert "demo" in recipe_names()
     for name in recipe_names():

@@ -1,19 +1,20 @@
 """Stable Diffusion 1.5 at full size with random weights: where the time and the memory of a training step go.
 
-    python benchmarks/sd15_full_size.py [--latent 16] [--batch 1] [--dtype auto]
+    python benchmarks/sd15_full_size.py [--latent 16] [--batch 1] [--dtype auto] [--repeat 3] [--save FOLDER]
 
 On a GPU the default is 512 px (64x64 latents); on the CPU small latents. The floor is what cannot be avoided:
 two forward passes per rollout step, and at the gradient point one backward pass of the negative branch, one decode and
-one reward, forward and backward.
+one reward, forward and backward. The UNet's part of the gradient is also measured as one would write it plainly: both
+branches in one batch, the graph kept for both. ``--save`` keeps the random model as a pipeline folder (fp16, 2 GB).
 """
 
 import argparse
 
 import torch
-from measure import peak_bytes, publish, seconds, table
+from measure import in_turn, peak_bytes, publish, table
 
 from reneg_core.backends.diffusers import DiffusersModel, pick_device, pick_dtype
-from reneg_core.guidance import Guidance
+from reneg_core.guidance import Guidance, cfg
 from reneg_core.model import Conditioning
 from reneg_core.rewards import load_reward
 from reneg_core.training import Rollout, reward_gradient
@@ -53,9 +54,14 @@ def main() -> None:
     parser.add_argument("--latent", type=int, default=64 if gpu else 16, help="latent side; pixels / 8")
     parser.add_argument("--batch", type=int, default=4 if gpu else 1)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--save", metavar="FOLDER")
     args = parser.parse_args()
     device = pick_device()
     model = build(pick_dtype(args.dtype, device), device)
+    if args.save:
+        model.pipeline.to(dtype=torch.float16).save_pretrained(args.save)
+        model.pipeline.to(dtype=model.dtype)
     reward = load_reward("sharpness", device=device)
     prompts, size = ["a red fox"] * args.batch, args.latent * 8
     noise, positive, negative = model.noise(range(args.batch), size, size), model.encode(prompts), model.encode([""])
@@ -66,6 +72,18 @@ def main() -> None:
     def denoise_backward() -> None:
         leaf = negative.tokens.clone().requires_grad_()
         out = model.denoise(noise, sigmas[POINT], Conditioning(leaf.expand(args.batch, -1, -1)))
+        torch.autograd.grad(out, leaf, torch.ones_like(out))
+
+    def our_unet_part() -> None:
+        with torch.no_grad():
+            model.denoise(noise, sigmas[POINT], positive)
+        denoise_backward()
+
+    def plain_unet_part() -> None:
+        leaf = negative.tokens.clone().requires_grad_()
+        joined = Conditioning(torch.cat([positive.tokens, leaf.expand(args.batch, -1, -1)]))
+        branches = model.denoise(torch.cat([noise, noise]), sigmas[POINT], joined).chunk(2)
+        out = cfg(*branches, 7.5)
         torch.autograd.grad(out, leaf, torch.ones_like(out))
 
     def decode_backward() -> None:
@@ -83,18 +101,23 @@ def main() -> None:
         "denoise of the negative, forward + backward": denoise_backward,
         "decode + reward, forward + backward": decode_backward,
     }
-    times = {name: seconds(work, 2) for name, work in stages.items()}
-    whole = seconds(step, 1, 0)
+    parts = {"UNet part, plain": plain_unet_part, "UNet part, ours": our_unet_part}
+    every = in_turn({**stages, **parts, "whole step": step}, args.repeat)
+    times, whole = {name: every[name] for name in stages}, every["whole step"]
+    unet_part = every["UNet part, ours"] / every["UNet part, plain"]
     floor = POINT * times["guided denoise, no gradient"] + sum(list(times.values())[1:])
     memory = {"step": peak_bytes(step) / 2**20, "step, checkpointed": peak_bytes(light) / 2**20}
+    memory |= {name: peak_bytes(work) / 2**20 for name, work in parts.items()}
     rollout_share = POINT * times["guided denoise, no gradient"] / whole
     rows = [(name, f"{value:.3f}") for name, value in times.items()]
+    rows += [(name, f"{every[name]:.3f}") for name in parts]
     rows += [("whole step", f"{whole:.3f}"), ("floor: sum of unavoidable passes", f"{floor:.3f}")]
     print(table(rows, ("stage", "s")))
     print(table([(name, f"{value:,.0f}") for name, value in memory.items()], ("peak above weights", "MiB")))
     publish("sd15_full_size", {
         "latent": args.latent, "batch": args.batch, "dtype": str(model.dtype), "seconds": times, "whole_step": whole,
         "floor": floor, "over_floor": whole / floor, "rollout_share": rollout_share, "peak_mib": memory,
+        "unet_part_time": unet_part, "unet_part_memory": memory["UNet part, ours"] / memory["UNet part, plain"],
     })  # fmt: skip
 
 

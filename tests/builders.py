@@ -34,10 +34,12 @@ def scheduler(prediction: str = "epsilon", **options: object) -> DDIMScheduler:
     return DDIMScheduler(**{**settings, **options})
 
 
-def pipeline(prediction: str = "epsilon", width: int = WIDTH, seed: int = 0) -> StableDiffusionPipeline:
-    """A whole random Stable Diffusion: 4x8x8 latents, 16x16 pictures, ``width`` text channels."""
+def pipeline(
+    prediction: str = "epsilon", width: int = WIDTH, seed: int = 0, tokens: int = 16
+) -> StableDiffusionPipeline:
+    """A whole random Stable Diffusion: 4x8x8 latents, 16x16 pictures, ``tokens`` tokens of ``width`` channels."""
     torch.manual_seed(seed)
-    words = tokenizer()
+    words = tokenizer(tokens)
     text = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(words),

@@ -126,7 +126,7 @@ def _adapt_batch(
         points = schedule.gradient_points(config.gradient_window, config.points, "adapt", step)
         found = reward_gradient(
             model, reward, [prompts[row] for row in alive], positive[alive], negative, noise[alive], rollout, points,
-            checkpoint_reward=config.checkpointing, complete=True,
+            through=config.through, checkpoint_reward=config.checkpointing, complete=True,
         )  # fmt: skip
         scores, images = found.final_rewards.cpu(), found.images.cpu()
         if best is None:

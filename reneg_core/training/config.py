@@ -28,8 +28,9 @@ class RolloutConfig:
     """How trajectories are integrated and where their gradient is taken.
 
     sampling_steps: DDIM steps T; window: first and one past the last step index that may be a gradient point, None =
-    the last third, which is the paper's last 10 of 30; points: gradient points per rollout; guidance_scale: CFG
-    inside training; solver: euler (= DDIM) or dpmpp_2m; height, width: pixels, None = the model's native size;
+    the last third, which is the paper's last 10 of 30; points: gradient points per rollout; through: denoising steps
+    that the gradient passes through from each point on, 1 = the paper's one-step estimate; guidance_scale: CFG inside
+    training; solver: euler (= DDIM) or dpmpp_2m; height, width: pixels, None = the model's native size;
     checkpointing: recompute activations of denoiser, decoder and reward in the backward pass;
     learning_rate, betas: AdamW's.
     """
@@ -39,6 +40,7 @@ class RolloutConfig:
     sampling_steps: int = 30
     window: tuple[int, int] | None = None
     points: int = 1
+    through: int = 1
     guidance_scale: float = 7.5
     solver: str = "euler"
     height: int | None = None
@@ -76,7 +78,7 @@ class RolloutConfig:
 
     def faults(self) -> list[str]:
         """One sentence for everything that is wrong."""
-        found = self.below(1, "sampling_steps points")
+        found = self.below(1, "sampling_steps points through")
         if not self.learning_rate > 0:
             found.append(f"learning_rate: got {self.learning_rate}, expected more than 0, for example 5e-3.")
         if not all(0 <= beta < 1 for beta in self.betas):

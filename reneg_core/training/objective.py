@@ -4,6 +4,10 @@ ReNeg (arXiv 2412.19637, section 3.2): integrate the guided ODE without gradient
 clean picture in one step there, decode it, and differentiate the reward. The positive branch does not depend on the
 negative embedding, so only the negative branch is recorded; that pass also advances the trajectory, so a gradient
 point costs the backward pass, one decode and one reward on top of the rollout.
+
+Beyond the paper, ``through`` lets the gradient pass through several solver steps behind a point, as truncated
+backpropagation does (DRaFT-K, Clark et al. 2024, arXiv 2309.17400): the estimate is then nearer to the finished
+picture, and the gradient nearer to that of its reward, for three to four denoiser passes per further step.
 """
 
 from collections.abc import Sequence
@@ -59,6 +63,7 @@ def reward_gradient(
     rollout: Rollout,
     points: Sequence[int],
     *,
+    through: int = 1,
     checkpoint_reward: bool = False,
     complete: bool = False,
     loss_scale: float = 1.0,
@@ -66,7 +71,8 @@ def reward_gradient(
     """Gradient of ``sum_b R(prompt_b, x0_hat_b)`` averaged over ``points``.
 
     positive: B rows; negative: 1 row (shared) or B rows (one per sample); noise: standard normal ``[B,C,h,w]``;
-    points: step indices in ``range(rollout.steps)`` at which x0_hat is taken (guidance must be active there);
+    points: step indices in ``range(rollout.steps)`` at which recording starts (guidance must be active there);
+    through: denoising steps recorded from each point on, fewer at the schedule's end; 1 = x0_hat is taken at the point;
     checkpoint_reward: recompute the reward's activations in its backward; complete: integrate to the end and score the
     finished picture too; loss_scale: factor on the reward in the backward pass, for half precision.
     Errors: ValueError for points outside the schedule or where guidance is off.
@@ -85,7 +91,8 @@ def reward_gradient(
                 with torch.enable_grad():
                     x0_negative = model.denoise(state.x, sigma, leaves.expand(len(noise)))
                     x0 = rollout.guidance.combine(x0_positive, x0_negative)
-                    images, score = _decode_and_score(model, reward, prompts, x0, checkpoint_reward)
+                    estimate = _look_ahead(model, state, x0, positive, leaves, rollout, through - 1)
+                    images, score = _decode_and_score(model, reward, prompts, estimate, checkpoint_reward)
                     parts = torch.autograd.grad(score.sum() * loss_scale, parameters)
                 x0, images = x0.detach(), images.detach()
                 rewards.append(score.detach())
@@ -101,6 +108,23 @@ def reward_gradient(
             final = reward.score(images, list(prompts))
     pooled = totals[1] if len(totals) > 1 else None
     return RewardGradient(totals[0], pooled, torch.stack(rewards), images, final)
+
+
+def _look_ahead(
+    model: DiffusionModel,
+    state: State,
+    x0: Tensor,
+    positive: Conditioning,
+    negative: Conditioning,
+    rollout: Rollout,
+    steps: int,
+) -> Tensor:
+    """The guided x0 ``[B,C,h,w]`` found ``steps`` solver steps after the one that ``x0`` belongs to."""
+    for _ in range(min(steps, rollout.steps - 1 - state.index)):
+        state = advance(state, x0, rollout.sigmas, rollout.solver)
+        sigma, progress = rollout.sigmas[state.index], state.index / rollout.steps
+        x0 = guided_denoise(model, state.x, sigma, positive, negative, rollout.guidance, progress)
+    return x0
 
 
 def _checked_points(points: Sequence[int], rollout: Rollout) -> list[int]:

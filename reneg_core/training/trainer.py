@@ -205,7 +205,7 @@ class Trainer:
             noise = self.model.noise(seeds, config.height, config.width)
             return reward_gradient(
                 self.model, self.reward, prompts, self.model.encode(prompts), negative, noise, self.rollout, points,
-                checkpoint_reward=config.checkpointing, loss_scale=self.state.loss_scale,
+                through=config.through, checkpoint_reward=config.checkpointing, loss_scale=self.state.loss_scale,
             )  # fmt: skip
 
         for part in self._micro_batches(range(config.batch_size), work):

@@ -95,6 +95,23 @@ def test_infer_refuses_another_models_embedding(tmp_path: Path, capsys: pytest.C
     assert "Got an embedding for the text encoder openclip-h (Stable Diffusion 2.x" in capsys.readouterr().err
 
 
+def test_published_embedding_on_a_model_with_its_text_encoder(
+    tmp_path: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pipeline_folder(tmp_path / "sd15", width=768, tokens=77)
+    options = ["infer", "--model", str(folder), "--prompt", "a fox", "--steps", "2", "--output", str(tmp_path / "out")]
+    published = [str(shared_data / "reneg" / f"sd{version}_reneg_emb.bin") for version in ("1.5", "2.1")]
+    assert main(["inspect", published[0], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["family"].startswith("clip-l")
+    assert main([*options, "--neg-embedding", published[0]]) == 0
+    assert main([*options, "--prompt-type", "only_pos"]) == 0
+    learned, empty = (Image.open(tmp_path / "out" / f"00000-{kind}-seed42.png") for kind in ("neg_emb", "only_pos"))
+    assert learned.tobytes() != empty.tobytes()
+    assert main([*options, "--neg-embedding", published[1]]) == 1
+    message = capsys.readouterr().err
+    assert "openclip-h (Stable Diffusion 2.x" in message and "clip-l (Stable Diffusion 1.x" in message
+
+
 def test_inspect_and_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     torch.save(torch.randn(1, 120, 4096), tmp_path / "plain.bin")

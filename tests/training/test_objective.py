@@ -24,15 +24,15 @@ def setting(model, rows: int = 1):
     return model.encode(PROMPTS), Conditioning(tokens), noise, Rollout(model.sigmas(STEPS), Guidance(SCALE))
 
 
-def plain_gradient(model, reward, negative: Tensor, point: int) -> tuple[Tensor, Tensor]:
+def plain_gradient(model, reward, negative: Tensor, point: int, through: int = 1) -> tuple[Tensor, Tensor]:
     """ReNeg as one would write it down: batched CFG in diffusers' own variables, the graph kept for both branches."""
     pipe, scheduler = model.pipeline, model.scheduler
     scheduler.set_timesteps(STEPS)
     leaf = negative.clone().requires_grad_()
     context = torch.cat([leaf.expand(3, -1, -1), model.encode(PROMPTS).tokens])
     y = model.noise([1, 2, 3])
-    for index, t in enumerate(scheduler.timesteps[: point + 1]):
-        with torch.set_grad_enabled(index == point):
+    for index, t in enumerate(scheduler.timesteps[: point + through]):
+        with torch.set_grad_enabled(index >= point):
             output = pipe.unet(torch.cat([y, y]), t, encoder_hidden_states=context).sample
             negative_output, positive_output = output.chunk(2)
             guided = negative_output + SCALE * (positive_output - negative_output)
@@ -57,6 +57,21 @@ def test_equals_the_plain_version(any_model, point: int) -> None:
     found = reward_gradient(any_model, Curved(), PROMPTS, positive, negative, noise, rollout, [point])
     close(found.tokens, expected)
     assert torch.allclose(found.rewards[0], rewards, atol=1e-5)
+
+
+@pytest.mark.parametrize(("point", "through"), [(0, 6), (2, 3), (4, 9)])
+def test_the_gradient_through_several_steps_equals_the_plain_version(any_model, point: int, through: int) -> None:
+    """(4, 9) ends with the schedule; in a rollout with further points each is as it is alone."""
+    positive, negative, noise, rollout = setting(any_model)
+    expected, rewards = plain_gradient(any_model, Curved(), negative.tokens, point, through)
+    arguments = any_model, Curved(), PROMPTS, positive, negative, noise, rollout
+    found = reward_gradient(*arguments, [point], through=through)
+    close(found.tokens, expected)
+    assert torch.allclose(found.rewards[0], rewards, atol=1e-5)
+    both = reward_gradient(*arguments, [point, 5], through=through)
+    close(2 * both.tokens, found.tokens + reward_gradient(*arguments, [5]).tokens)
+    with pytest.raises(AssertionError):
+        close(reward_gradient(*arguments, [point]).tokens, expected)
 
 
 def test_comparison_can_fail(model) -> None:

@@ -24,24 +24,33 @@ from reneg_core.rewards import load_reward
 from reneg_core.sampling import sample
 from reneg_core.tiny import measure, train_prompts, validation_prompts
 from reneg_core.training import TrainConfig, Trainer
+from reneg_core.training.run_config import load_run_config
 
 IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "reward-against-seconds.png"
-BASE = TrainConfig(
-    batch_size=16, micro_batch=16, guidance_scale=5.0, steps=120, validate_every=1000, checkpoint_every=1000,
-    validation_pairs=1, seed=0,
-)  # fmt: skip
-PAPER = replace(BASE, learning_rate=5e-3, window=(20, 30), points=1)
-FAST = replace(BASE, learning_rate=1e-2, sampling_steps=10, window=(2, 10), points=3, solver="dpmpp_2m", steps=120)
+FAST = replace(
+    load_run_config("fast").train_config(), validate_every=1000, checkpoint_every=1000, validation_pairs=1, seed=0
+)
+PAPER = replace(
+    FAST, learning_rate=5e-3, sampling_steps=30, window=None, points=1, through=1, solver="euler", steps=120
+)
 SWEEP = {
     "window 15..30": replace(PAPER, window=(15, 30)),
     "window 6..30": replace(PAPER, window=(6, 30)),
     "window 6..30, lr 1e-2": replace(PAPER, window=(6, 30), learning_rate=1e-2),
-    "window 6..30, lr 2e-2": replace(PAPER, window=(6, 30), learning_rate=2e-2),
-    "window 6..30, lr 1e-2, 3 points": replace(PAPER, window=(6, 30), learning_rate=1e-2, points=3, steps=60),
-    "10 steps, window 2..10, lr 1e-2": replace(FAST, solver="euler", points=1),
-    "10 steps DPM++, window 2..10, lr 1e-2": replace(FAST, points=1),
-    "10 steps DPM++, window 2..10, lr 1e-2, 2 points": replace(FAST, points=2),
-    "10 steps DPM++, window 2..10, lr 2e-2, 3 points": replace(FAST, learning_rate=2e-2),
+    "window 6..30, lr 1e-2, 3 points": replace(PAPER, window=(6, 30), learning_rate=1e-2, points=3, steps=80),
+    "10 steps, window 2..10, lr 1e-2": replace(PAPER, sampling_steps=10, window=(2, 10), learning_rate=1e-2),
+    "10 steps DPM++, window 2..10, lr 1e-2": replace(
+        PAPER, sampling_steps=10, window=(2, 10), learning_rate=1e-2, solver="dpmpp_2m"
+    ),
+    "10 steps DPM++, through all, lr 1e-2": replace(
+        PAPER, sampling_steps=10, window=(0, 1), through=10, learning_rate=1e-2, solver="dpmpp_2m", steps=60
+    ),
+    "10 steps DPM++, through all, lr 2e-2": replace(
+        PAPER, sampling_steps=10, window=(0, 1), through=10, learning_rate=2e-2, solver="dpmpp_2m", steps=60
+    ),
+    "10 steps DPM++, through the last 5, lr 1e-2": replace(
+        PAPER, sampling_steps=10, window=(5, 6), through=5, learning_rate=1e-2, solver="dpmpp_2m", steps=80
+    ),
 }
 VALIDATION_PAIRS = 48
 CHECKS = 6
@@ -59,7 +68,9 @@ class Judge:
     @torch.no_grad()
     def __call__(self, tokens: torch.Tensor) -> tuple[float, float]:
         model = self.model
-        latents = sample(model, self.positive, Conditioning(tokens), self.noise, model.sigmas(30), Guidance(5.0))
+        latents = sample(
+            model, self.positive, Conditioning(tokens), self.noise, model.sigmas(30), Guidance(FAST.guidance_scale)
+        )
         images = model.decode(latents)
         scores = self.reward.score(images, self.prompts), measure(images, self.prompts)
         return tuple(score.mean().item() for score in scores)

@@ -12,12 +12,12 @@ from reneg_core.evaluate import Evaluation, Mode, evaluate
 from reneg_core.model import Conditioning, DiffusionModel
 from reneg_core.training import AdaptConfig, adapt
 
-from .host import files, sampling
+from .host import files
 from .host.feedback import Progress, say, stop_if_asked
 from .host.rewards import HostReward
 from .layout import from_host, pil_to_image
-from .schema import Embedding, advanced, schema
-from .training import host_model, model_inputs, prompt_list, wrong_choice
+from .schema import Embedding, schema
+from .training import host_model, model_inputs, pass_inputs, picture_inputs, prompt_list, wrong_choice
 from .watching import require_plots
 
 LABELS = {"none": "empty prompt", "text": "negative prompt", "embedding": "ReNeg embedding", "adapted": "adapted"}
@@ -41,21 +41,11 @@ class CompareNegatives(io.ComfyNode):
                 io.String.Input("prompts", multiline=True, default="", tooltip="One per line."),
                 io.Int.Input("seeds", default=2, min=1, max=64, tooltip="Pictures per prompt and negative."),
                 io.Int.Input("first_seed", default=0, min=0, max=2**53 - 1, tooltip="The seeds count on from here."),
-                io.Int.Input("width", default=512, min=16, max=4096, step=8, tooltip="Width in pixels."),
-                io.Int.Input("height", default=512, min=16, max=4096, step=8, tooltip="Height in pixels."),
-                io.Int.Input("sampling_steps", default=30, min=1, max=1000, tooltip="Denoising steps of a picture."),
-                io.Float.Input("cfg", default=7.5, min=1.01, max=100.0, step=0.1, tooltip="Guidance scale of all."),
+                *picture_inputs(),
                 io.Boolean.Input(
                     "adapted", default=False, tooltip="Also adapt the embedding to each prompt and seed (slow)."
                 ),
-                advanced(io.Int, "micro_batch", default=4, min=1, max=1024, tooltip="Pictures in one pass."),
-                advanced(
-                    io.Combo,
-                    "scheduler",
-                    options=sampling.scheduler_names(),
-                    default="normal",
-                    tooltip="Noise levels, as in KSampler.",
-                ),
+                *pass_inputs(),
                 io.Conditioning.Input("text_negative", optional=True, tooltip="Optional. A prompt to compare."),
                 Embedding.Input("embedding", optional=True, tooltip="Optional. A learned negative to compare."),
             ],

@@ -21,8 +21,30 @@ NEGATIVE_TIP = (
 )
 
 
+def subject_inputs() -> list[io.Input]:
+    """What the sampler and the guider work on."""
+    return [
+        io.Model.Input("model", tooltip="The model to denoise with."),
+        io.Conditioning.Input("positive", tooltip="What should be in the picture."),
+        Embedding.Input("embedding", tooltip="The learned negative."),
+    ]
+
+
+def cfg_input() -> io.Input:
+    """The guidance scale of both."""
+    return io.Float.Input(
+        "cfg",
+        default=7.5,
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        round=0.01,
+        tooltip="Guidance scale. At 1 the negative has no effect; the published embeddings were trained at 7.5.",
+    )
+
+
 def guidance_inputs() -> list[io.Input]:
-    """The inputs the sampler and the guider share."""
+    """What both add to the host's own sampler and guider."""
     return [
         io.Conditioning.Input("negative", optional=True, tooltip=NEGATIVE_TIP),
         advanced(
@@ -123,6 +145,24 @@ def warn_without_effect(cfg: float, node_id: str | None) -> None:
         say(text, node_id)
 
 
+def prepare(
+    node_id: str | None,
+    model: Any,
+    positive: HostConditioning,
+    embedding: NegativeEmbedding,
+    cfg: float,
+    strength: float = 1.0,
+    guidance_start: float = 0.0,
+    guidance_end: float = 1.0,
+    rescale: float = 0.0,
+    negative: HostConditioning | None = None,
+) -> tuple[Any, HostConditioning]:
+    """The model patched for the guidance, and the negative CONDITIONING."""
+    warn_without_effect(cfg, node_id)
+    patched = sampling.guided(model, Guidance(cfg, guidance_start, guidance_end, rescale))
+    return patched, negative_of(embedding, positive, negative, strength)
+
+
 class CFGSampler(io.ComfyNode):
     """The stock KSampler with the negative from an embedding."""
 
@@ -137,9 +177,7 @@ class CFGSampler(io.ComfyNode):
             "its latents equal KSampler's bit for bit.",
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The model to denoise with."),
-                io.Conditioning.Input("positive", tooltip="What should be in the picture."),
-                Embedding.Input("embedding", tooltip="The learned negative."),
+                *subject_inputs(),
                 io.Latent.Input("latent_image", tooltip="The latent to denoise."),
                 io.Int.Input(
                     "seed",
@@ -150,16 +188,7 @@ class CFGSampler(io.ComfyNode):
                     tooltip="Seed of the noise.",
                 ),
                 io.Int.Input("steps", default=30, min=1, max=10000, tooltip="Number of denoising steps."),
-                io.Float.Input(
-                    "cfg",
-                    default=7.5,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Guidance scale. At 1 the negative has no effect; the published embeddings were "
-                    "trained at 7.5.",
-                ),
+                cfg_input(),
                 io.Combo.Input("sampler_name", options=samplers, default="euler", tooltip="As in KSampler."),
                 io.Combo.Input("scheduler", options=schedulers, default="normal", tooltip="As in KSampler."),
                 io.Float.Input(
@@ -196,18 +225,13 @@ class CFGSampler(io.ComfyNode):
         sampler_name: str,
         scheduler: str,
         denoise: float,
-        strength: float = 1.0,
-        guidance_start: float = 0.0,
-        guidance_end: float = 1.0,
-        rescale: float = 0.0,
-        negative: HostConditioning | None = None,
+        **extras: Any,
     ) -> io.NodeOutput:
-        warn_without_effect(cfg, cls.hidden.unique_id)
-        patched = sampling.guided(model, Guidance(cfg, guidance_start, guidance_end, rescale))
+        patched, negative = prepare(cls.hidden.unique_id, model, positive, embedding, cfg, **extras)
         latent = sampling.sample(
             patched,
             positive,
-            negative_of(embedding, positive, negative, strength),
+            negative,
             latent_image,
             seed=seed,
             steps=steps,
@@ -238,18 +262,8 @@ class Guider(io.ComfyNode):
             description="A guider with a learned negative embedding, for SamplerCustomAdvanced.",
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The model to denoise with."),
-                io.Conditioning.Input("positive", tooltip="What should be in the picture."),
-                Embedding.Input("embedding", tooltip="The learned negative."),
-                io.Float.Input(
-                    "cfg",
-                    default=7.5,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Guidance scale. At 1 the negative has no effect.",
-                ),
+                *subject_inputs(),
+                cfg_input(),
                 *guidance_inputs(),
             ],
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
@@ -257,22 +271,10 @@ class Guider(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model: Any,
-        positive: HostConditioning,
-        embedding: NegativeEmbedding,
-        cfg: float,
-        strength: float = 1.0,
-        guidance_start: float = 0.0,
-        guidance_end: float = 1.0,
-        rescale: float = 0.0,
-        negative: HostConditioning | None = None,
+        cls, model: Any, positive: HostConditioning, embedding: NegativeEmbedding, cfg: float, **extras: Any
     ) -> io.NodeOutput:
-        warn_without_effect(cfg, cls.hidden.unique_id)
-        patched = sampling.guided(model, Guidance(cfg, guidance_start, guidance_end, rescale))
-        return io.NodeOutput(
-            sampling.guider(patched, positive, negative_of(embedding, positive, negative, strength), cfg)
-        )
+        patched, negative = prepare(cls.hidden.unique_id, model, positive, embedding, cfg, **extras)
+        return io.NodeOutput(sampling.guider(patched, positive, negative, cfg))
 
 
 NODES = [CFGSampler, Guider]

@@ -36,8 +36,8 @@ def model_inputs() -> list[io.Input]:
     ]
 
 
-def rollout_inputs(rate: float, points: int) -> list[io.Input]:
-    """How trajectories are integrated; the same for training and adaptation."""
+def picture_inputs() -> list[io.Input]:
+    """How pictures are sampled; the same for training, adaptation and comparison."""
     return [
         io.Int.Input("width", default=512, min=16, max=4096, step=8, tooltip="Width of the pictures in pixels."),
         io.Int.Input("height", default=512, min=16, max=4096, step=8, tooltip="Height of the pictures in pixels."),
@@ -48,8 +48,62 @@ def rollout_inputs(rate: float, points: int) -> list[io.Input]:
             min=1.01,
             max=100.0,
             step=0.1,
-            tooltip="Guidance scale inside training (paper: 7.5). Sample later with a similar one.",
+            tooltip="Guidance scale (paper: 7.5). Sample later with a similar one to that of the training.",
         ),
+    ]
+
+
+def pass_inputs() -> list[io.Input]:
+    """How many pictures go through the model at once, at which noise levels."""
+    return [
+        advanced(
+            io.Int,
+            "micro_batch",
+            default=4,
+            min=1,
+            max=1024,
+            tooltip="Pictures in one pass. Training halves it by itself when memory runs out.",
+        ),
+        advanced(
+            io.Combo,
+            "scheduler",
+            options=sampling.scheduler_names(),
+            default="normal",
+            tooltip="Noise levels, as in KSampler.",
+        ),
+    ]
+
+
+def reach_inputs() -> list[io.Input]:
+    """Where gradients are taken and how far they reach; optional, so that older graphs stay as they are."""
+    return [
+        advanced(
+            io.Int,
+            "last_steps",
+            optional=True,
+            default=0,
+            min=0,
+            max=1000,
+            tooltip="Gradients are taken in this many of the last denoising steps; 0 is the last third (paper: 10 of "
+            "30). More reaches what is decided early, such as noise and composition.",
+        ),
+        advanced(
+            io.Int,
+            "through",
+            optional=True,
+            default=1,
+            min=1,
+            max=1000,
+            tooltip="Denoising steps that a gradient passes through; 1 is the paper's one-step estimate. More is "
+            "nearer to the finished picture and needs more memory: switch checkpointing on.",
+        ),
+    ]
+
+
+def rollout_inputs(rate: float, points: int) -> list[io.Input]:
+    """How trajectories are integrated; the same for training and adaptation."""
+    return [
+        *picture_inputs(),
         advanced(
             io.Float,
             "learning_rate",
@@ -68,21 +122,7 @@ def rollout_inputs(rate: float, points: int) -> list[io.Input]:
             max=100,
             tooltip="Late steps per picture at which the gradient is taken.",
         ),
-        advanced(
-            io.Int,
-            "micro_batch",
-            default=4,
-            min=1,
-            max=1024,
-            tooltip="Pictures in one pass; halved by itself when memory runs out.",
-        ),
-        advanced(
-            io.Combo,
-            "scheduler",
-            options=sampling.scheduler_names(),
-            default="normal",
-            tooltip="Noise levels, as in KSampler.",
-        ),
+        *pass_inputs(),
         advanced(io.Combo, "solver", options=SOLVERS, default="euler", tooltip="euler is DDIM, as in the paper."),
         advanced(
             io.Boolean,
@@ -196,6 +236,7 @@ class TrainEmbedding(io.ComfyNode):
                     default="",
                     tooltip="Optional. One per line; without them every tenth prompt is kept aside.",
                 ),
+                *reach_inputs(),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="negative", tooltip="For the negative input of any sampler."),
@@ -247,7 +288,11 @@ class TrainEmbedding(io.ComfyNode):
         observer = NodeObserver(options["steps"], button, cls.hidden.unique_id)
         with torch.inference_mode(False):
             host = host_model(model, clip, vae, joined(reward, watched_reward), options, button.leave_step)
-            config = TrainConfig(**train_settings(options), init=written_start(start, host.family, folder))
+            config = TrainConfig(
+                **rollout_settings(options),
+                checkpoint_every=options["validate_every"],
+                init=written_start(start, host.family, folder),
+            )
             trainer = Trainer(
                 host,
                 reward.reward,
@@ -281,13 +326,12 @@ def joined(reward: HostReward, watched: HostReward | None) -> HostReward:
     return replace(reward, patchers=tuple(dict.fromkeys([*reward.patchers, *extra])))
 
 
-def train_settings(options: dict[str, Any]) -> dict[str, Any]:
+def rollout_settings(options: dict[str, Any]) -> dict[str, Any]:
     """The node's inputs under the core's names."""
-    return {
-        **{k: v for k, v in options.items() if k != "cfg"},
-        "guidance_scale": options["cfg"],
-        "checkpoint_every": options["validate_every"],
-    }
+    renamed = {k: v for k, v in options.items() if k not in ("cfg", "last_steps")}
+    steps, last = options["sampling_steps"], options.get("last_steps", 0)
+    window = (max(0, steps - last), steps) if last else None
+    return {**renamed, "guidance_scale": options["cfg"], "window": window}
 
 
 def written_start(start: list | None, family: str, folder: Path) -> str:
@@ -365,6 +409,7 @@ class AdaptEmbedding(io.ComfyNode):
                     tooltip="Steps without improvement after which a picture is done (paper: 3).",
                 ),
                 *rollout_inputs(5e-3, 3),
+                *reach_inputs(),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The pictures with their adapted negatives."),
@@ -396,14 +441,13 @@ class AdaptEmbedding(io.ComfyNode):
         progress = Progress(pictures)
         with torch.inference_mode(False):
             host = host_model(model, clip, vae, reward, options, lambda: None)
-            settings = {k: v for k, v in options.items() if k != "cfg"}
             result = adapt(
                 host,
                 reward.reward,
                 [prompt] * pictures,
                 seeds,
                 embedding,
-                AdaptConfig(**settings, guidance_scale=options["cfg"]),
+                AdaptConfig(**rollout_settings(options)),
                 progress=lambda done: button.update(progress, done),
                 should_stop=button.asked,
             )

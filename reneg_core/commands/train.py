@@ -119,7 +119,8 @@ def training_prompts(config: RunConfig) -> tuple[list[str], list[str]]:
 def report_dry_run(config: RunConfig, job: Job) -> int:
     """One sample through one gradient point: what it keeps in memory and how long it takes, scaled to the recipe."""
     model, settings = job.model, config.train_config()
-    rollout = Rollout(model.sigmas(config.sampling_steps)[-2:], Guidance(config.guidance_scale))
+    recorded = min(config.through, config.sampling_steps)
+    rollout = Rollout(model.sigmas(config.sampling_steps)[-recorded - 1 :], Guidance(config.guidance_scale))
     prompt, kept = job.prompts[:1], 0
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -134,7 +135,7 @@ def report_dry_run(config: RunConfig, job: Job) -> int:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             reward_gradient(
                 model, job.reward, prompt, positive, negative, noise, rollout, [0],
-                checkpoint_reward=config.checkpointing,
+                through=recorded, checkpoint_reward=config.checkpointing,
             )  # fmt: skip
         point = time.monotonic() - clock
         clock = time.monotonic()

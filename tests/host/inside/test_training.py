@@ -61,7 +61,9 @@ def parts(checkpoint: tuple, **options: Any) -> dict[str, Any]:
     return dict(zip(("model", "clip", "vae"), checkpoint, strict=True)) | options
 
 
-def gradient_of(model: HostModel, reward: Any, tokens: torch.Tensor, checkpointing: bool = False) -> Any:
+def gradient_of(
+    model: HostModel, reward: Any, tokens: torch.Tensor, checkpointing: bool = False, through: int = 1
+) -> Any:
     """Reward gradient of the first estimate of a schedule that begins late, for one prompt and one seed: no earlier
     step depends on the negative, so that finite differences of the whole measure the same."""
 
@@ -79,20 +81,24 @@ def gradient_of(model: HostModel, reward: Any, tokens: torch.Tensor, checkpointi
             host.noise([3]),
             rollout,
             [0],
+            through=through,
         )
 
     return model.run(work)
 
 
-def test_gradient_agrees_with_finite_differences(checkpoint, brightness, embedding) -> None:
+@pytest.mark.parametrize("through", [1, 2])
+def test_gradient_agrees_with_finite_differences(checkpoint, brightness, embedding, through: int) -> None:
     with torch.inference_mode(False):
         model = HostModel(*checkpoint, companions=brightness.patchers, height=64, width=64)
         tokens = embedding.tokens.clone()
-        found = gradient_of(model, brightness.reward, tokens)
+        found = gradient_of(model, brightness.reward, tokens, through=through)
         direction = found.tokens / found.tokens.norm()
         step = 0.3
         sides = [
-            gradient_of(model, brightness.reward, tokens + sign * step * direction).rewards.double().sum()
+            gradient_of(model, brightness.reward, tokens + sign * step * direction, through=through)
+            .rewards.double()
+            .sum()
             for sign in (1, -1)
         ]
     numeric = ((sides[0] - sides[1]) / (2 * step)).item()
@@ -103,8 +109,8 @@ def test_gradient_agrees_with_finite_differences(checkpoint, brightness, embeddi
 def test_cloning_checkpoints_give_the_same_gradient_and_leave(checkpoint, brightness, embedding) -> None:
     with torch.inference_mode(False):
         model = HostModel(*checkpoint, height=64, width=64)
-        plain = gradient_of(model, brightness.reward, embedding.tokens.clone())
-        again = gradient_of(model, brightness.reward, embedding.tokens.clone(), checkpointing=True)
+        plain = gradient_of(model, brightness.reward, embedding.tokens.clone(), through=2)
+        again = gradient_of(model, brightness.reward, embedding.tokens.clone(), checkpointing=True, through=2)
     torch.testing.assert_close(again.tokens, plain.tokens, rtol=1e-4, atol=1e-9)
     assert not any("forward" in vars(module) for module in checkpoint[0].model.modules())
 

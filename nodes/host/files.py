@@ -41,7 +41,7 @@ def embedding_path(name: str) -> Path:
     if name == NOTHING:
         raise FileNotFoundError(
             f"There is no embedding file yet. Put one into {folder_paths.get_folder_paths(EMBEDDINGS)[0]} "
-            "(the published ones are at huggingface.co/AntonioTooCool/ReNeg) or train one, then refresh."
+            "(the published ones are at huggingface.co/XiaominDLUT/ReNeg) or train one, then refresh."
         )
     return _existing(EMBEDDINGS, name, EMBEDDING_SUFFIXES)
 

@@ -2,13 +2,14 @@
 
 import argparse
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from ..embedding import atomic_write
 from ..report import headline, write_report
-from ..training import AdaptConfig
+from ..training import AdaptConfig, TrainConfig
+from ..training.config import RolloutConfig
 from ..training.run_config import load_run_config
 from ..training.workers import Workers
 from .common import ProgressObserver, graceful_stop, independent_measure
@@ -16,7 +17,7 @@ from .evaluate import MODES, compare, handwritten
 from .train import prepare, report_result
 
 DESCRIPTION = """\
-Learn a negative embedding for the embedded tiny world (three minutes on two slow cores), then compare it with the empty
+Learn a negative embedding for the embedded tiny world (two minutes on two slow cores), then compare it with the empty
 prompt, a handwritten negative prompt and per-sample adaptation on held-out prompts. Leaves negative.safetensors,
 report.html, report.json, curve.png and grid.png. Interrupted, it goes on where it was when called again.
 """
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     learned = time.monotonic() - clock
     evaluation = compare(
         job.model, job.reward, tiny.test_prompts()[:TEST_PROMPTS], range(SEEDS), MODES, result.embedding,
-        handwritten("tiny"), adaptation(config.guidance_scale), steps=30, measures=independent_measure("tiny"),
+        handwritten("tiny"), adaptation(config), steps=config.sampling_steps, measures=independent_measure("tiny"),
     )  # fmt: skip
     write_report(
         directory, evaluation, title="A negative embedding for the tiny world", records=trainer.files.records(),
@@ -69,8 +70,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def adaptation(guidance_scale: float) -> AdaptConfig:
-    """The tiny world's per-sample recipe."""
-    return AdaptConfig(
-        steps=6, points=4, window=(4, 30), learning_rate=1e-2, guidance_scale=guidance_scale, micro_batch=64
-    )
+def adaptation(config: TrainConfig) -> AdaptConfig:
+    """The per-sample recipe that goes with a training's settings: the same sampler and gradient points, six steps."""
+    shared = {field.name: getattr(config, field.name) for field in fields(RolloutConfig)}
+    return AdaptConfig(**{**shared, "learning_rate": 1e-2}, steps=6, micro_batch=64)

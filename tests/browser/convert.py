@@ -14,7 +14,7 @@ from page import ComfyPage, open_page
 from PIL import Image
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
-PUBLISHED = "The embeddings are at huggingface.co/AntonioTooCool/ReNeg; put them into models/reneg."
+PUBLISHED = "The embeddings are at huggingface.co/XiaominDLUT/ReNeg; put them into models/reneg."
 REWARD = "The reward's weights belong into models/reward_models; nothing is downloaded by itself."
 NOTES = {
     "1_use_embedding_sd15": f"## A learned negative with SD 1.5\n\nNo negative prompt is needed. {PUBLISHED}",

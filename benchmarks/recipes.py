@@ -45,9 +45,6 @@ SWEEP = {
     "10 steps DPM++, through all, lr 1e-2": replace(
         PAPER, sampling_steps=10, window=(0, 1), through=10, learning_rate=1e-2, solver="dpmpp_2m", steps=60
     ),
-    "10 steps DPM++, through all, lr 2e-2": replace(
-        PAPER, sampling_steps=10, window=(0, 1), through=10, learning_rate=2e-2, solver="dpmpp_2m", steps=60
-    ),
     "10 steps DPM++, through the last 5, lr 1e-2": replace(
         PAPER, sampling_steps=10, window=(5, 6), through=5, learning_rate=1e-2, solver="dpmpp_2m", steps=80
     ),

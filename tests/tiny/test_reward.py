@@ -9,6 +9,7 @@ from torch import Tensor
 from reneg_core import tiny
 from reneg_core.rewards import Reward, load_reward
 from reneg_core.tiny import prompts, world
+from reneg_core.tiny.train_reward import warp
 
 COMBINATIONS = prompts.combinations("test")
 
@@ -30,15 +31,20 @@ def _mean(reward: Reward, images: Tensor, texts: list[str] | None = None) -> flo
         return reward.score(images, texts or tiny.test_prompts()).mean().item()
 
 
-@pytest.mark.parametrize(("column", "least"), [(0, 0.05), (1, 1.2), (2, 1.2)], ids=world.DEGRADATIONS)
+@pytest.mark.parametrize(("column", "least"), [(0, 0.9), (1, 1.5), (2, 1.4)], ids=world.DEGRADATIONS)
 def test_it_falls_with_every_degradation(reward: Reward, column: int, least: float):
-    """Noise and fading cost much. Blur costs little, as the autoencoder softens every picture (see the card)."""
     scores = [_mean(reward, _images(column, value)) for value in (0.0, 0.35, 0.7, 1.0)]
-    assert all(later < earlier + 0.02 for earlier, later in pairwise(scores))
+    assert all(later < earlier for earlier, later in pairwise(scores))
     assert scores[0] - scores[-1] > least
 
 
-@pytest.mark.parametrize(("column", "least"), [(0, 0.01), (1, 0.15), (2, 0.15)], ids=["shape", "colour", "background"])
+def test_it_falls_with_warping(reward: Reward):
+    straight = _images()
+    bent = warp(straight, torch.ones(len(straight)), torch.Generator().manual_seed(0))
+    assert _mean(reward, straight) - _mean(reward, bent) > 0.4
+
+
+@pytest.mark.parametrize(("column", "least"), [(0, 0.15), (1, 0.15), (2, 0.15)], ids=["shape", "colour", "background"])
 def test_it_wants_what_the_prompt_names(reward: Reward, column: int, least: float):
     kinds = len(world.SHAPES) if column == 0 else len(world.COLOURS)
     other = COMBINATIONS.clone()

@@ -1,6 +1,7 @@
 """ComfyUI's own page in headless Chromium."""
 
 import json
+import os
 import shutil
 import urllib.request
 from collections.abc import Iterator
@@ -80,7 +81,9 @@ def open_page(url: str, width: int = 1600, height: int = 1000) -> Iterator[Comfy
     urllib.request.urlopen(urllib.request.Request(f"{url}/api/settings", body)).read()
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
-        page = ComfyPage(browser.new_page(viewport={"width": width, "height": height}), url)
+        sharpness = 2 if os.environ.get("RENEG_SCREENSHOTS") else 1  # pixels per pixel: kept pictures stay legible
+        viewport = {"width": width, "height": height}
+        page = ComfyPage(browser.new_page(viewport=viewport, device_scale_factor=sharpness), url)
         try:
             page.open()
             yield page

@@ -11,8 +11,13 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 PACK = Path(__file__).resolve().parents[2]
 MISSING = (
@@ -43,6 +48,45 @@ def find_python(host: Path) -> str | None:
         ),
         None,
     )
+
+
+NEEDED = ("matplotlib", "ftfy", "pytest", "websocket-client")  # requirements.txt, and what the tests use over there
+
+
+def companions(python: str, folder: Path) -> Path:
+    """Links to what the host's Python lacks of ``NEEDED``, with dependencies, from this environment: nothing is
+    installed into the host, and nothing that it has is replaced. For its ``PYTHONPATH``; RuntimeError if the two
+    Pythons differ."""
+    ask = "import sys, importlib.metadata as m; print(sys.version_info[:2], *[d.name for d in m.distributions()])"
+    version, _, names = subprocess.check_output([python, "-c", ask], text=True).partition(") ")
+    present = {canonicalize_name(name) for name in names.split()}
+    lacking = [name for name in _with_dependencies(NEEDED) if name not in present]
+    if lacking and f"{version})" != str(sys.version_info[:2]):
+        raise RuntimeError(f"{python} lacks {', '.join(lacking)}. Try: {python} -m pip install {' '.join(NEEDED)}")
+    folder.mkdir(exist_ok=True)
+    for distribution in map(metadata.distribution, lacking):
+        for top in {file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(distribution.locate_file(top))
+    return folder
+
+
+def _with_dependencies(names: Iterable[str]) -> list[str]:
+    found, left = [], [canonicalize_name(name) for name in names]
+    while left:
+        name = left.pop()
+        if name in found:
+            continue
+        found.append(name)
+        wanted = map(Requirement, metadata.distribution(name).requires or ())
+        left += [canonicalize_name(r.name) for r in wanted if not r.marker or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+def environment(python: str, base: Path) -> dict[str, str]:
+    """Environment variables of a process in the host's Python."""
+    path = [str(companions(python, base / "companions")), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(path)}
 
 
 def models_folder(host: Path, python: str) -> Path:
@@ -109,9 +153,9 @@ def start_server(host: Path, python: str, base: Path, *options: str) -> Server:
         "--disable-auto-launch",
         *options,
     ]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+    variables = {"OMP_NUM_THREADS": "2", **environment(python, base)}
     with log.open("w") as file:
-        process = subprocess.Popen(command, cwd=host, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(command, cwd=host, stdout=file, stderr=subprocess.STDOUT, env=variables)
     server = Server(f"http://127.0.0.1:{port}", base, process, log)
     for _ in range(240):
         if process.poll() is not None:

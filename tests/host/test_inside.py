@@ -15,10 +15,9 @@ def test_inside_the_host(file: str, host: tuple[Path, str], tmp_path: Path) -> N
     folder, python = host
     base = hosting.base_directory(tmp_path / "base", hosting.models_folder(folder, python))
     environment = {
-        **os.environ,
+        **hosting.environment(python, base),
         "COMFYUI_PATH": str(folder),
         "RENEG_TEST_BASE": str(base),
-        "HF_HUB_OFFLINE": "1",
         "HF_HUB_CACHE": str(tmp_path / "hub"),
     }
     command = [

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management as memory
+import comfy.sd
+import folder_paths
 import pytest
 import torch
 from reneg_pack.nodes.compare import CompareNegatives
@@ -115,6 +117,24 @@ def test_cloning_checkpoints_give_the_same_gradient_and_leave(checkpoint, bright
     assert not any("forward" in vars(module) for module in checkpoint[0].model.modules())
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn"])
+def test_weights_of_every_type_train(checkpoint, brightness, embedding, dtype: str) -> None:
+    """The gradient through weights in fewer bits points where the float32 one does."""
+    path = folder_paths.get_full_path_or_raise("checkpoints", "reneg-test-sd15.safetensors")
+    options = {"dtype": getattr(torch, dtype)}
+    smaller = comfy.sd.load_checkpoint_guess_config(path, model_options=options)[0]
+    assert smaller.model.get_dtype() == options["dtype"]
+    with torch.inference_mode(False):
+        full, other = (
+            gradient_of(
+                HostModel(model, *checkpoint[1:], height=64, width=64), brightness.reward, embedding.tokens.clone()
+            )
+            for model in (checkpoint[0], smaller)
+        )
+    assert other.tokens.isfinite().all()
+    assert torch.nn.functional.cosine_similarity(full.tokens.flatten(), other.tokens.flatten(), dim=0) > 0.9
+
+
 def test_a_fresh_load_is_repaired_again(checkpoint, brightness, embedding) -> None:
     memory.unload_all_models()
     memory.load_models_gpu([checkpoint[0]], force_full_load=True)
@@ -214,7 +234,7 @@ def test_adapting_never_lowers_the_reward(call, checkpoint, brightness, embeddin
         pictures=2,
         steps=2,
         patience=2,
-        **OPTIONS,
+        **{**OPTIONS, "learning_rate": 0.02},
     )
     report = json.loads(out[4])
     assert len(out[3]) == 2 and all(a >= b for a, b in zip(report["rewards"], report["start_rewards"], strict=True))

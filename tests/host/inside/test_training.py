@@ -9,6 +9,7 @@ import comfy.sd
 import folder_paths
 import pytest
 import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
 from reneg_pack.nodes.compare import CompareNegatives
 from reneg_pack.nodes.host import files, rewards
 from reneg_pack.nodes.host.model import HostModel
@@ -89,11 +90,21 @@ def gradient_of(
     return model.run(work)
 
 
-@pytest.mark.parametrize("through", [1, 2])
-def test_gradient_agrees_with_finite_differences(checkpoint, brightness, embedding, through: int) -> None:
+@pytest.fixture(scope="module")
+def models(checkpoint) -> dict[str, tuple]:
+    """MODEL, CLIP, VAE of every kind of prediction: the stock nodes read the same weights as another kind."""
+    v_model = ModelSamplingDiscrete().patch(checkpoint[0], "v_prediction", False)[0]
+    flow = ModelSamplingSD3().patch(checkpoint[0], 3.0)[0]
+    sd21 = nodes.CheckpointLoaderSimple().load_checkpoint("reneg-test-sd21.safetensors")[:3]
+    return {"epsilon": checkpoint, "v": (v_model, *checkpoint[1:]), "flow": (flow, *checkpoint[1:]), "SD2.1": sd21}
+
+
+@pytest.mark.parametrize(("kind", "through"), [("epsilon", 1), ("epsilon", 2), ("v", 2), ("flow", 2), ("SD2.1", 2)])
+def test_gradient_agrees_with_finite_differences(models, brightness, kind: str, through: int) -> None:
+    null = nodes.CLIPTextEncode().encode(models[kind][1], "blurry, dark")[0]
     with torch.inference_mode(False):
-        model = HostModel(*checkpoint, companions=brightness.patchers, height=64, width=64)
-        tokens = embedding.tokens.clone()
+        model = HostModel(*models[kind], companions=brightness.patchers, height=64, width=64)
+        tokens = null[0][0].clone()
         found = gradient_of(model, brightness.reward, tokens, through=through)
         direction = found.tokens / found.tokens.norm()
         step = 0.3

@@ -121,11 +121,12 @@ def report_dry_run(config: RunConfig, job: Job) -> int:
     model, settings = job.model, config.train_config()
     recorded = min(config.through, config.sampling_steps)
     rollout = Rollout(model.sigmas(config.sampling_steps)[-recorded - 1 :], Guidance(config.guidance_scale))
-    prompt, kept = job.prompts[:1], 0
+    prompt, storages = job.prompts[:1], {}
+    parameters = _parameters(model, job.reward, job.watch)
+    owned = {parameter.untyped_storage().data_ptr() for parameter in parameters}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal kept
-        kept += 0 if isinstance(tensor, torch.nn.Parameter) else tensor.nbytes
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     def work(model: DiffusionModel) -> float:
@@ -146,7 +147,8 @@ def report_dry_run(config: RunConfig, job: Job) -> int:
 
     model.checkpointing(config.checkpointing)
     seconds = model.run(work)
-    weights = _weight_bytes(model, job.reward, job.watch)
+    weights = sum(parameter.nbytes for parameter in parameters)
+    kept = sum(size for pointer, size in storages.items() if pointer not in owned)
     total = (weights + kept * config.micro_batch) / 2**20
     print(config.to_yaml())
     print(f"model {model.name}: {model.family}, width {model.width}, on {model.device}")
@@ -157,11 +159,11 @@ def report_dry_run(config: RunConfig, job: Job) -> int:
     return 0
 
 
-def _weight_bytes(model: DiffusionModel, *rewards: Reward | None) -> int:
+def _parameters(model: DiffusionModel, *rewards: Reward | None) -> list[torch.nn.Parameter]:
     pipeline = getattr(model, "pipeline", None)
     modules = [m for m in (pipeline.components.values() if pipeline else []) if isinstance(m, torch.nn.Module)]
     modules += [reward for reward in rewards if reward is not None]
-    return sum(p.nbytes for module in modules for p in module.parameters())
+    return [parameter for module in modules for parameter in module.parameters()]
 
 
 def report_result(result: TrainResult, directory: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line on the tiny world and on small random pipelines, in this process."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,16 @@ def test_dry_run_checks_and_estimates_without_writing(tmp_path: Path, capsys: py
     printed = capsys.readouterr().out
     assert "MiB activations a sample" in printed and "s a step" in printed and "output:" in printed
     assert not run.exists()
+
+
+def test_dry_run_counts_activations_and_not_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tiny UNet keeps 1.4 MiB a sample and the decoder under 4; with the weights' views it would be 9."""
+    found = {}
+    for through in (1, 3):
+        assert main(["train", f"through={through}", f"output={tmp_path}/run", "--dry-run"]) == 0
+        found[through] = float(re.search(r"([\d,]+) MiB activations a sample", capsys.readouterr().out)[1])
+    assert 3 <= found[1] <= 7
+    assert found[1] + 3 <= found[3] <= 15
 
 
 def test_tensorboard_files_are_written(tmp_path: Path) -> None:

@@ -141,7 +141,9 @@ def wrong_choice(scheduler: str | None, solver: str | None) -> str:
 def host_model(
     model: Any, clip: Any, vae: Any, reward: HostReward, options: dict[str, Any], on_pass: Callable[[], None]
 ) -> HostModel:
-    """The core's view of the host's model for one piece of training."""
+    """The core's view of the host's model for one piece of training; a gradient through several steps keeps as much as
+    that many pictures would, unless their activations are computed again."""
+    kept = 1 if options.get("checkpointing") else options.get("through", 1)
     return HostModel(
         model,
         clip,
@@ -150,7 +152,7 @@ def host_model(
         companions=reward.patchers,
         height=options["height"],
         width=options["width"],
-        batch=options["micro_batch"],
+        batch=options["micro_batch"] * kept,
         on_pass=on_pass,
     )
 

@@ -21,7 +21,14 @@ from .common import (
     read_prompts,
     resolve_sampling,
 )
-from .protocol import add_protocol_options, protocol_prompts, report_tables, tables_of, tables_of_pictures
+from .protocol import (
+    add_protocol_options,
+    picture_jobs,
+    protocol_prompts,
+    report_tables,
+    tables_of,
+    tables_of_pictures,
+)
 from .score import weights_of
 
 DESCRIPTION = """\
@@ -110,14 +117,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _score_pictures(args: argparse.Namespace) -> int:
-    protocol_prompts(args.protocol, args.prompts, args.limit)
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    found = tables_of_pictures(_judges(args, device), args, args.limit)
+    from ..backends.diffusers import pick_device
+
+    jobs = picture_jobs(args.protocol, args.from_pictures, args.prompts, args.limit)
+    judges = _judges(args, pick_device(args.device))
+    found = tables_of_pictures(judges, jobs, args.protocol, args.batch_size)
     print(report_tables(found, args.protocol, args.output))
     return 0
 
 
-def _judges(args: argparse.Namespace, device: torch.device | str) -> dict[str, Reward]:
+def _judges(args: argparse.Namespace, device: torch.device) -> dict[str, Reward]:
     """The reward and the further measures by name, each with its weights."""
     names, weights = [args.reward, *args.measure], weights_of(args.weights)
     if len(set(names)) < len(names):

@@ -45,10 +45,7 @@ def add_protocol_options(parser: argparse.ArgumentParser) -> None:
 
 def protocol_prompts(protocol: str, source: str, limit: int | None) -> dict[str, list[str]]:
     """The protocol's prompts by style; a prompt set is one style. Raises ValueError for an empty source or limit."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"--limit: got {limit}, expected at least 1")
-    if not source:
-        raise ValueError(f"--protocol {protocol} needs --prompts: the benchmark's own prompt file or folder.")
+    _check(protocol, source, limit)
     if protocol == "hpsv2":
         return hpsv2_prompts(Path(source), limit)
     prompts = [prompt for prompt in read_prompt_list(Path(source)) if prompt.strip()][:limit]
@@ -67,24 +64,37 @@ def tables_of(evaluation: Evaluation, styles: Mapping[str, Sequence[str]], proto
     }
 
 
-def tables_of_pictures(rewards: Mapping[str, Reward], args: argparse.Namespace, limit: int | None) -> dict[str, Tables]:
-    """``[reward]["pictures"]``: the protocol's table over ``args.from_pictures``."""
+def picture_jobs(protocol: str, pictures: Path, source: str, limit: int | None) -> dict[str, list[Job]]:
+    """Pictures made elsewhere, named by their prompt's number, with those prompts, by style.
+
+    limit: only pictures of the first prompts (of each style). Raises ValueError where none is left, and as
+    `protocol_prompts` and `hpsv2_jobs`.
+    """
+    _check(protocol, source, limit)
+    find = hpsv2_jobs if protocol == "hpsv2" else lambda *folders: {WHOLE: prompt_set_jobs(*folders)}
+    jobs = find(pictures, Path(source))
+    if limit is not None:
+        jobs = {style: [job for job in every if int(job[0].stem) < limit] for style, every in jobs.items()}
+    empty = [style for style, every in jobs.items() if not every]
+    if empty:
+        raise ValueError(f"--limit {limit}: {pictures} has no picture of the first {limit} prompts ({empty[0]})")
+    return jobs
+
+
+def tables_of_pictures(
+    rewards: Mapping[str, Reward], jobs: Mapping[str, Sequence[Job]], protocol: str, batch_size: int
+) -> dict[str, Tables]:
+    """``[reward]["pictures"]``: the protocol's table over pictures made elsewhere."""
     from tqdm import tqdm
 
-    jobs: dict[str, list[Job]] = (
-        hpsv2_jobs(args.from_pictures, Path(args.prompts))
-        if args.protocol == "hpsv2"
-        else {WHOLE: prompt_set_jobs(args.from_pictures, Path(args.prompts))}
-    )
-    jobs = {style: entries[:limit] for style, entries in jobs.items()}
     total, found = sum(map(len, jobs.values())) * len(rewards), {}
     with tqdm(total=total, unit="picture", desc="scoring") as bar:
         for name, reward in rewards.items():
             scores = {
-                style: [r.score for r in score_jobs(reward, entries, batch_size=args.batch_size, progress=bar.update)]
+                style: [r.score for r in score_jobs(reward, entries, batch_size=batch_size, progress=bar.update)]
                 for style, entries in jobs.items()
             }
-            found[name] = {"pictures": table(args.protocol, name, scores)}
+            found[name] = {"pictures": table(protocol, name, scores)}
     return found
 
 
@@ -102,6 +112,13 @@ def report_tables(found: Mapping[str, Tables], protocol: str, directory: str | P
     atomic_write(path, json.dumps({"protocol": protocol, "tables": plain}, indent=2).encode())
     lines = [line for modes in found.values() for line in (_hpsv2_lines if protocol == "hpsv2" else _lines)(modes)]
     return "\n".join([*lines, str(path)])
+
+
+def _check(protocol: str, source: str, limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit: got {limit}, expected at least 1")
+    if not source:
+        raise ValueError(f"--protocol {protocol} needs --prompts: the benchmark's own prompt file or folder.")
 
 
 def _by_style(rows: Sequence[Sequence[float]], styles: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:

@@ -1,6 +1,6 @@
 """Train the tiny world from nothing: ``python -m reneg_core.tiny.train --out DIR [--stage vae|unet|reward|all]``.
 
-The defaults reproduce the shipped weights up to the rounding of the machine (about an hour on two slow cores).
+The defaults make a world like the shipped one (about 40 minutes on two CPU cores); README.md says how that was made.
 Each stage reads what the stage before it wrote into ``DIR`` and may be repeated on its own.
 """
 

@@ -53,7 +53,8 @@ def quality(pictures: Pictures, warping: Tensor, change: Tensor) -> Tensor:
 
 
 def warp(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Bend ``images`` [B, 3, H, W] smoothly and at random, by 1.5 pixels on average at ``strength`` [B] 1."""
+    """Bend ``images`` [B, 3, H, W] smoothly and at random, by ``_WARP`` pixels (root mean square along each axis) at
+    ``strength`` [B] 1."""
     size = images.shape[-1]
     shift = torch.randn(len(images), 2, 6, 6, generator=generator)
     shift = F.interpolate(shift, (size, size), mode="bicubic", align_corners=True)

@@ -7,7 +7,7 @@ point costs the backward pass, one decode and one reward on top of the rollout.
 
 Beyond the paper, ``through`` lets the gradient pass through several solver steps behind a point, as truncated
 backpropagation does (DRaFT-K, Clark et al. 2024, arXiv 2309.17400): the estimate is then nearer to the finished
-picture, and the gradient nearer to that of its reward, for three to four denoiser passes per further step.
+picture, and the gradient nearer to that of its reward; both branches of a further step are recorded.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class RewardGradient:
     """What :func:`reward_gradient` found.
 
     tokens: gradient of the summed reward, shape of the negative's tokens (1 row: summed over the batch; B rows: one
-    each), averaged over the points; pooled: likewise or None; rewards: ``[points, B]`` of the one-step estimates;
+    each), averaged over the points; pooled: likewise or None; rewards: ``[points, B]`` of the estimates;
     images: ``[B,3,H,W]``, the last point's estimate, or the finished picture if the trajectory was completed;
     final_rewards: ``[B]`` of the finished picture, or None.
     """

@@ -186,8 +186,6 @@ def test_evaluate_by_the_hpsv2_protocol(
 
 
 def test_protocols_score_pictures_made_elsewhere(tmp_path: Path, hpsv2_prompts: Path) -> None:
-    from PIL import Image
-
     for style, grey in (("anime", 51), ("photo", 102)):
         (tmp_path / "pictures" / style).mkdir(parents=True)
         Image.new("RGB", (8, 8), (grey,) * 3).save(tmp_path / "pictures" / style / "00001.png")
@@ -197,6 +195,22 @@ def test_protocols_score_pictures_made_elsewhere(tmp_path: Path, hpsv2_prompts: 
     table = json.loads((tmp_path / "out" / "protocol.json").read_text())["tables"]["brightness"]["pictures"]
     assert [row["mean"] for row in table["rows"]] == pytest.approx([20.0, 40.0])
     assert table["average"] == pytest.approx(30.0)
+
+
+def test_a_limit_counts_prompts_and_not_pictures(
+    tmp_path: Path, hpsv2_prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number, grey in ((0, 51), (2, 102)):
+        Image.new("RGB", (8, 8), (grey,) * 3).save(tmp_path / "pictures" / f"{number}.png")
+    options = ["evaluate", "--protocol", "prompt-set", "--prompts", str(hpsv2_prompts / "anime.json")]
+    options += ["--from-pictures", str(tmp_path / "pictures"), "--output", str(tmp_path / "out")]
+    assert main([*options, "--reward", "brightness"]) == 0
+    row = json.loads((tmp_path / "out" / "protocol.json").read_text())["tables"]["brightness"]["pictures"]
+    assert row["count"] == 2 and row["mean"] == pytest.approx(0.3)
+    (tmp_path / "pictures" / "0.png").unlink()
+    assert main([*options, "--limit", "2", "--reward", "image_reward"]) == 1  # before any weights are looked for
+    assert "no picture of the first 2 prompts" in capsys.readouterr().err
 
 
 def test_evaluate_by_the_prompt_set_protocol(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

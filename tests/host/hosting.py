@@ -50,7 +50,9 @@ def find_python(host: Path) -> str | None:
     )
 
 
-NEEDED = ("matplotlib", "ftfy", "pytest", "websocket-client")  # requirements.txt, and what the tests use over there
+_LINES = (PACK / "requirements.txt").read_text().splitlines()
+NEEDED = [Requirement(line).name for line in _LINES if line and line[0] != "#"] + ["pytest", "websocket-client"]
+"""What a user installs for the pack, and what the tests use in the host's Python."""
 
 
 def companions(python: str, folder: Path) -> Path:

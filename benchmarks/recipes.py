@@ -42,6 +42,9 @@ SWEEP = {
     "10 steps DPM++, window 2..10, lr 1e-2": replace(
         PAPER, sampling_steps=10, window=(2, 10), learning_rate=1e-2, solver="dpmpp_2m"
     ),
+    "10 steps DPM++, window 2..10, lr 2e-2": replace(
+        PAPER, sampling_steps=10, window=(2, 10), learning_rate=2e-2, solver="dpmpp_2m"
+    ),
     "10 steps DPM++, through all, lr 1e-2": replace(
         PAPER, sampling_steps=10, window=(0, 1), through=10, learning_rate=1e-2, solver="dpmpp_2m", steps=60
     ),

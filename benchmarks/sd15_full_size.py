@@ -9,12 +9,14 @@ branches in one batch, the graph kept for both. ``--save`` keeps the random mode
 """
 
 import argparse
+from collections.abc import Callable
 
 import torch
+from gradient_part import backward, our_x0, plain_x0
 from measure import in_turn, peak_bytes, publish, table
 
 from reneg_core.backends.diffusers import DiffusersModel, pick_device, pick_dtype
-from reneg_core.guidance import Guidance, cfg
+from reneg_core.guidance import Guidance
 from reneg_core.model import Conditioning
 from reneg_core.rewards import load_reward
 from reneg_core.training import Rollout, reward_gradient
@@ -71,20 +73,11 @@ def main() -> None:
 
     def denoise_backward() -> None:
         leaf = negative.tokens.clone().requires_grad_()
-        out = model.denoise(noise, sigmas[POINT], Conditioning(leaf.expand(args.batch, -1, -1)))
-        torch.autograd.grad(out, leaf, torch.ones_like(out))
+        backward(model.denoise(noise, sigmas[POINT], Conditioning(leaf.expand(args.batch, -1, -1))), leaf)
 
-    def our_unet_part() -> None:
-        with torch.no_grad():
-            model.denoise(noise, sigmas[POINT], positive)
-        denoise_backward()
-
-    def plain_unet_part() -> None:
+    def unet_part(x0_of: Callable[..., torch.Tensor]) -> None:
         leaf = negative.tokens.clone().requires_grad_()
-        joined = Conditioning(torch.cat([positive.tokens, leaf.expand(args.batch, -1, -1)]))
-        branches = model.denoise(torch.cat([noise, noise]), sigmas[POINT], joined).chunk(2)
-        out = cfg(*branches, 7.5)
-        torch.autograd.grad(out, leaf, torch.ones_like(out))
+        backward(x0_of(model, noise, sigmas[POINT], positive, leaf, 7.5), leaf)
 
     def decode_backward() -> None:
         leaf = x0.clone().requires_grad_()
@@ -101,10 +94,9 @@ def main() -> None:
         "denoise of the negative, forward + backward": denoise_backward,
         "decode + reward, forward + backward": decode_backward,
     }
-    parts = {"UNet part, plain": plain_unet_part, "UNet part, ours": our_unet_part}
+    parts = {"UNet part, plain": lambda: unet_part(plain_x0), "UNet part, ours": lambda: unet_part(our_x0)}
     every = in_turn({**stages, **parts, "whole step": step}, args.repeat)
     times, whole = {name: every[name] for name in stages}, every["whole step"]
-    unet_part = every["UNet part, ours"] / every["UNet part, plain"]
     floor = POINT * times["guided denoise, no gradient"] + sum(list(times.values())[1:])
     memory = {"step": peak_bytes(step) / 2**20, "step, checkpointed": peak_bytes(light) / 2**20}
     memory |= {name: peak_bytes(work) / 2**20 for name, work in parts.items()}
@@ -117,7 +109,8 @@ def main() -> None:
     publish("sd15_full_size", {
         "latent": args.latent, "batch": args.batch, "dtype": str(model.dtype), "seconds": times, "whole_step": whole,
         "floor": floor, "over_floor": whole / floor, "rollout_share": rollout_share, "peak_mib": memory,
-        "unet_part_time": unet_part, "unet_part_memory": memory["UNet part, ours"] / memory["UNet part, plain"],
+        "unet_part_time": every["UNet part, ours"] / every["UNet part, plain"],
+        "unet_part_memory": memory["UNet part, ours"] / memory["UNet part, plain"],
     })  # fmt: skip
 
 

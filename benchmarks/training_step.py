@@ -10,12 +10,12 @@ import argparse
 from collections.abc import Callable
 
 import torch
+from gradient_part import backward, our_x0, plain_x0
 from measure import in_turn, peak_bytes, publish, table
 from torch import Tensor
 
 from reneg_core.backends import load_model
-from reneg_core.guidance import Guidance, cfg
-from reneg_core.model import Conditioning, concat
+from reneg_core.guidance import Guidance
 from reneg_core.rewards import load_reward
 from reneg_core.sampling import State, advance, guided_denoise
 from reneg_core.training import Rollout, reward_gradient
@@ -50,21 +50,14 @@ class Setting:
         return self.negative.tokens.clone().requires_grad_()
 
     def plain_x0(self, leaf: Tensor) -> Tensor:
-        batch, sigma = len(self.noise), self.rollout.sigmas[POINT]
-        both = concat(self.positive, Conditioning(leaf.expand(batch, -1, -1)))
-        positive, negative = self.model.denoise(torch.cat([self.x, self.x]), sigma, both).chunk(2)
-        return cfg(positive, negative, SCALE)
+        return plain_x0(self.model, self.x, self.rollout.sigmas[POINT], self.positive, leaf, SCALE)
 
     def our_x0(self, leaf: Tensor) -> Tensor:
-        batch, sigma = len(self.noise), self.rollout.sigmas[POINT]
-        with torch.no_grad():
-            positive = self.model.denoise(self.x, sigma, self.positive)
-        return cfg(positive, self.model.denoise(self.x, sigma, Conditioning(leaf.expand(batch, -1, -1))), SCALE)
+        return our_x0(self.model, self.x, self.rollout.sigmas[POINT], self.positive, leaf, SCALE)
 
     def unet_part(self, x0_of: Callable[[Tensor], Tensor]) -> None:
         leaf = self.leaf()
-        x0 = x0_of(leaf)
-        torch.autograd.grad(x0, leaf, torch.ones_like(x0))
+        backward(x0_of(leaf), leaf)
 
     def gradient_part(self, x0_of: Callable[[Tensor], Tensor], checkpoint_reward: bool = False) -> Tensor:
         leaf = self.leaf()

@@ -1,20 +1,14 @@
 """Everything random or scheduled in a run as pure functions of the seed and the step, so that resuming is exact and
 the result does not depend on how a batch is split over processes."""
 
-import hashlib
 import itertools
 import math
 import random
 from collections.abc import Sequence
 from functools import lru_cache
 
+from ..seeds import derive_seed
 from .config import TrainConfig
-
-
-def derive_seed(*parts: object) -> int:
-    """A seed below 2^63 that depends on all parts and on nothing else."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

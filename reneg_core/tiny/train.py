@@ -10,8 +10,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +21,13 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from reneg_core.tiny import networks, prompts, world
-from reneg_core.tiny.pictures import SPOILT_SHARE, draw
+from reneg_core.tiny.pictures import draw
 from reneg_core.tiny.train_reward import train_reward
 
 SEED = 2412
 SAVE_EVERY = 500  # UNet steps
 WORD_STEPS = 500  # of the text encoder alone, before the UNet
-GRAIN_LENIENCE = 6.0  # of the autoencoder towards noisy pictures
-LABELLED_SHARE = 0.12  # of the spoilt pictures: their caption names the flaws
+SPEAKING_SHARE = 0.2  # of the careless pictures: somebody looks for words about their quality
 DROPOUT_SHARE = 0.10  # of the captions: empty, for classifier-free guidance
 UNKNOWN_SHARE = 0.03  # of the captions: a made-up word inside, so that unknown words do little harm
 
@@ -80,46 +78,35 @@ class Average:
             torch._foreach_lerp_(list(shadow.parameters()), list(module.parameters()), 1 - decay)
 
 
-@contextmanager
-def half_precision() -> Iterator[None]:
-    """bfloat16 where the processor gains by it; the weights stay float32."""
-    with torch.autocast("cpu", torch.bfloat16):
-        yield
-
-
 def _edges(images: Tensor) -> tuple[Tensor, Tensor]:
     return images.diff(dim=-1), images.diff(dim=-2)
 
 
-def _reconstruction_loss(decoded: Tensor, target: Tensor, noise: Tensor) -> Tensor:
-    """L1, L2 and edges, each picture's share smaller the more ``noise`` [B] in [0, 1] it bears: grain cannot be
-    coded, and trying to would cost the flawless pictures their edges."""
+def _reconstruction_loss(decoded: Tensor, target: Tensor) -> Tensor:
+    """L1, L2 and edges."""
     difference = decoded - target
-    edge = sum(part.abs().mean((1, 2, 3)) for part in _edges(difference))
-    each = difference.abs().mean((1, 2, 3)) + difference.square().mean((1, 2, 3)) + 0.5 * edge
-    return (each / (1 + GRAIN_LENIENCE * noise)).mean()
+    edge = sum(part.abs().mean() for part in _edges(difference))
+    return difference.abs().mean() + difference.square().mean() + 0.5 * edge
 
 
 def train_vae(out: Path, budget: Budget) -> None:
     """Train the autoencoder on drawn pictures and save it into ``out/vae``, its latents centred with unit variance."""
     generator = torch.Generator().manual_seed(SEED)
     torch.manual_seed(SEED)
-    vae = networks.build_vae()
+    vae = networks.build_vae().to(memory_format=torch.channels_last)
     average = Average([vae])
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1.5e-3, weight_decay=1e-4)
 
     def step() -> Tensor:
-        pictures = draw(16, "train", SPOILT_SHARE, generator)
-        target = pictures.images * 2 - 1
-        with half_precision():
-            posterior = vae.encode(target).latent_dist
-            decoded = vae.decode(posterior.sample()).sample
+        target = draw(16, "train", generator).images * 2 - 1
+        posterior = vae.encode(target).latent_dist
+        decoded = vae.decode(posterior.sample()).sample
         kl = posterior.kl().mean() / networks.LATENT_CHANNELS / networks.LATENT_SIZE**2
-        return _reconstruction_loss(decoded.float(), target, pictures.strength[:, 1]) + 2e-4 * kl
+        return _reconstruction_loss(decoded, target) + 2e-4 * kl
 
     budget.run(step, optimizer, average.update)
     (vae,) = average.shadow
-    _standardise(vae, draw(2048, "train", SPOILT_SHARE, generator).images)
+    _standardise(vae, draw(2048, "train", generator).images)
     vae.save_pretrained(out / "vae")
 
 
@@ -154,7 +141,7 @@ def build_bank(vae: AutoencoderKL, count: int, generator: torch.Generator) -> Ba
     """Draw and encode ``count`` training pictures."""
     parts: list[tuple[Tensor, ...]] = []
     for _ in range(count // 256):
-        pictures = draw(256, "train", SPOILT_SHARE, generator)
+        pictures = draw(256, "train", generator)
         latent = vae.encode(pictures.images * 2 - 1).latent_dist
         scale = vae.config.scaling_factor
         parts.append((latent.mean * scale, latent.std * scale, pictures.strength, pictures.combinations))
@@ -165,8 +152,10 @@ def training_caption(combination: prompts.Combination, strength: Tensor, rng: ra
     """The caption that a picture gets in one training step (see the shares at the top of this file)."""
     if rng.random() < DROPOUT_SHARE:
         return ""
-    flaws = prompts.flaw_words(strength) if rng.random() < LABELLED_SHARE else []
-    text = prompts.caption(combination, flaws, rng)
+    quality = prompts.quality_words(strength, rng) if rng.random() < SPEAKING_SHARE else []
+    if rng.random() < prompts.STRAY_WORD:
+        quality = [*quality, rng.choice(list(prompts.WORDS))]
+    text = prompts.caption(combination, quality, rng)
     if rng.random() >= UNKNOWN_SHARE:
         return text
     letters = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 5)))
@@ -231,32 +220,33 @@ def _teach_words(
     text_encoder: CLIPTextModel, captioner: Captioner, bank: Bank, rng: random.Random, generator: torch.Generator
 ) -> None:
     """Let the text encoder first learn to tell what a caption names, at its end and in the padding behind it."""
-    sizes = [len(world.SHAPES), len(world.COLOUR_NAMES), len(world.COLOUR_NAMES), len(world.DEGRADATIONS)]
+    sizes = [len(world.SHAPES), len(world.COLOUR_NAMES), len(world.COLOUR_NAMES), len(prompts.WORDS)]
     head = nn.Linear(networks.TEXT_WIDTH, sum(sizes))
     optimizer = torch.optim.AdamW([*text_encoder.parameters(), *head.parameters()], lr=1e-3, weight_decay=1e-3)
+    every_word = list(prompts.WORDS)
 
     def step() -> Tensor:
         rows = torch.randint(len(bank.combinations), (64,), generator=generator)
-        flaws = bank.strength[rows] * (torch.rand(64, 1, generator=generator) < 0.5)
         named = [tuple(row) for row in bank.combinations[rows].tolist()]
-        texts = [_full_caption(*pair, rng) for pair in zip(named, flaws, strict=True)]
-        encoded = text_encoder(captioner(texts))
+        chosen = [rng.sample(every_word, rng.choice((0, 0, 1, 2, 3))) for _ in named]
+        encoded = text_encoder(captioner([_full_caption(*pair, rng) for pair in zip(named, chosen, strict=True)]))
+        spoken = torch.tensor([[float(word in words) for word in every_word] for words in chosen])
         loss = torch.zeros(())
         for features in (encoded.pooler_output, encoded.last_hidden_state[:, -1]):
-            *logits, flawed = head(features).split(sizes, dim=1)
+            *logits, heard = head(features).split(sizes, dim=1)
             answers = bank.combinations[rows].unbind(1)
             loss = loss + sum(F.cross_entropy(a, b) for a, b in zip(logits, answers, strict=True))
-            loss = loss + F.binary_cross_entropy_with_logits(flawed, (flaws > 0).float())
+            loss = loss + F.binary_cross_entropy_with_logits(heard, spoken)
         return loss
 
     Budget(WORD_STEPS).run(step, optimizer, lambda: None)
 
 
-def _full_caption(combination: prompts.Combination, flaws: Tensor, rng: random.Random) -> str:
-    """A caption that names the combination whatever its flaws."""
-    text = prompts.caption(combination, prompts.flaw_words(flaws), rng)
+def _full_caption(combination: prompts.Combination, quality: list[str], rng: random.Random) -> str:
+    """A caption that names the combination whatever it says of its quality."""
+    text = prompts.caption(combination, quality, rng)
     while prompts.named(text).shape is None:
-        text = prompts.caption(combination, prompts.flaw_words(flaws), rng)
+        text = prompts.caption(combination, quality, rng)
     return text
 
 
@@ -287,8 +277,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for the pipeline and reward.safetensors")
     parser.add_argument("--stage", choices=("vae", "unet", "reward", "all"), default="all")
     parser.add_argument("--minutes", type=float, default=0.0, help="time limit for each stage (default: none)")
-    parser.add_argument("--vae-steps", type=int, default=6000)
-    parser.add_argument("--unet-steps", type=int, default=6000)
+    parser.add_argument("--vae-steps", type=int, default=5000)
+    parser.add_argument("--unet-steps", type=int, default=7000)
     parser.add_argument("--reward-steps", type=int, default=4000)
     return parser.parse_args(arguments)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..embedding import NegativeEmbedding
 from ..model import DiffusionModel
 from ..sampling import SOLVER_WORDS, SPACINGS, Sampling
 
@@ -73,6 +74,22 @@ def given_sampling(args: argparse.Namespace) -> dict[str, Any]:
 def sampling_of(args: argparse.Namespace, default: Sampling) -> Sampling:
     """``default`` with what the command line names; ValueError for what cannot be."""
     return default.changed(**given_sampling(args))
+
+
+def chosen_sampling(args: argparse.Namespace, embedding: NegativeEmbedding | None) -> Sampling:
+    """How to sample: what the command line names, then what ``embedding`` was learned for, then the default.
+
+    Says on stderr which it is, and where the command line departs from what the embedding was learned for.
+    """
+    recorded = embedding.sampling if embedding else None
+    sampling = sampling_of(args, recorded or default_sampling(args.model))
+    where = "as the embedding was learned" if recorded and sampling.equals(recorded) else "as asked for"
+    if not recorded and not given_sampling(args):
+        where = "the default; the embedding's file does not say" if embedding else "the default"
+    print(f"sampling: {sampling.describe()} ({where})", file=sys.stderr)
+    if recorded and not sampling.equals(recorded):
+        print(f"note: the embedding was learned for {recorded.describe()}", file=sys.stderr)
+    return sampling
 
 
 def default_sampling(model: str) -> Sampling:

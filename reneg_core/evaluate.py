@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .guidance import Guidance
 from .model import Conditioning, DiffusionModel
-from .sampling import sample, solver_named
+from .sampling import Sampling, Size, sample, solver_named
 from .statistics import Estimate, estimate, wins
 
 Measure = Callable[[Tensor, list[str]], Tensor]
@@ -236,6 +236,11 @@ class _Plan:
     def pair(self, index: int) -> tuple[str, int]:
         return self.prompts[index // len(self.seeds)], self.seeds[index % len(self.seeds)]
 
+    @property
+    def sampling(self) -> Sampling:
+        size = Size(self.height, self.width)
+        return Sampling(self.solver, self.steps, guidance=self.guidance, size=size)
+
     def settings(self, model: DiffusionModel, size: Sequence[int]) -> dict[str, Any]:
         """What to sample again with; ``size`` is the height and width in pixels that came out."""
         return {
@@ -314,9 +319,9 @@ def _run(
     model: DiffusionModel, plan: _Plan, kept: Sequence[int], progress: Callable[[int, int], Any] | None
 ) -> _Result:
     result = _Result({m: {mode: [] for mode in plan.modes} for m in plan.measures}, {mode: [] for mode in plan.modes})
-    sigmas, done, total = model.sigmas(plan.steps), 0, plan.pairs * len(plan.modes)
+    done, total = 0, plan.pairs * len(plan.modes)
     for rows in plan.batches():
-        for mode, images in _draw(model, plan, rows, sigmas):
+        for mode, images in _draw(model, plan, rows):
             result.size = tuple(images.shape[-2:])
             for measure in plan.measures:
                 result.scores[measure][mode] += _scored(plan, measure, mode, rows, images)
@@ -327,13 +332,13 @@ def _run(
     return result
 
 
-def _draw(model: DiffusionModel, plan: _Plan, rows: range, sigmas: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _draw(model: DiffusionModel, plan: _Plan, rows: range) -> Iterator[tuple[str, Tensor]]:
     prompts, seeds = zip(*map(plan.pair, rows), strict=True)
-    positive, noise = model.encode(prompts), model.noise(seeds, plan.height, plan.width)
+    positive, noise = model.encode(prompts), model.noise(seeds, plan.sampling.size)
     for name, mode in plan.modes.items():
         negative = mode.negative if len(mode.negative) == 1 else mode.negative[rows.start : rows.stop]
         negative = negative.to(model.device)
-        latents = sample(model, positive, negative, noise, sigmas, plan.guidance, solver=plan.solver)
+        latents = sample(model, positive, negative, noise, plan.sampling)
         yield name, model.decode(latents)
 
 

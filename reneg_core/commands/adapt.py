@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--reward", default="tiny", help="name or mix (%(default)s)")
     parser.add_argument("--weights", default=None, help="the reward's weights: file or folder")
     parser.add_argument("--output", default="runs/adapted", help="folder (%(default)s)")
-    settings = " ".join(f"{field.name}={field.default!r}" for field in fields(AdaptConfig))
+    settings = " ".join(f"{name}={value!r}" for name, value in AdaptConfig().to_mapping().items())
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=f"settings: {settings}")
     parser.set_defaults(run=run)
 

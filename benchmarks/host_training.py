@@ -94,14 +94,13 @@ def measure(pairs: int, steps: int, side: int, batch: int) -> None:
 
 def step_of(model: Any, reward: Any, steps: int, side: int, batch: int) -> Callable[[], Any]:
     """One reward gradient at the last step but one, with everything that does not belong to it prepared."""
-    from reneg_core.guidance import Guidance
-    from reneg_core.training.objective import Rollout, reward_gradient
+    from reneg_core.sampling import Sampling, Size
+    from reneg_core.training.objective import Batch, Reach, reward_gradient
 
-    prompts = ["a red house"] * batch
-    positive, negative = model.encode(prompts), model.encode([""])
-    noise = model.noise(list(range(batch)), side, side)
-    rollout = Rollout(model.sigmas(steps), Guidance(7.5))
-    return lambda: reward_gradient(model, reward, prompts, positive, negative, noise, rollout, [steps - 2])
+    prompts, size = ["a red house"] * batch, Size(side, side)
+    inputs = Batch(prompts, model.encode(prompts), model.noise(list(range(batch)), size))
+    negative, sampling = model.encode([""]), Sampling(steps=steps, size=size)
+    return lambda: reward_gradient(model, reward, inputs, negative, sampling, Reach([steps - 2]))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,9 @@ import torch
 from measure import publish, table
 
 from reneg_core.backends import load_model
-from reneg_core.guidance import Guidance
 from reneg_core.model import Conditioning
 from reneg_core.rewards import load_reward
-from reneg_core.sampling import sample
+from reneg_core.sampling import Sampling, sample
 from reneg_core.tiny import measure, train_prompts, validation_prompts
 from reneg_core.training import TrainConfig, Trainer
 from reneg_core.training.run_config import load_run_config
@@ -30,26 +29,22 @@ IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "reward-aga
 FAST = replace(
     load_run_config("fast").train_config(), validate_every=1000, checkpoint_every=1000, validation_pairs=1, seed=0
 )
-PAPER = replace(
-    FAST, learning_rate=5e-3, sampling_steps=30, window=None, points=1, through=1, solver="euler", steps=120
-)
+DDIM = Sampling(steps=30).at_scale(FAST.sampling.guidance.scale)
+TEN, TEN_DPM = DDIM.changed(steps=10), DDIM.changed(steps=10, solver="dpmpp_2m")
+PAPER = replace(FAST, learning_rate=5e-3, sampling=DDIM, window=None, points=1, through=1, steps=120)
 SWEEP = {
     "window 15..30": replace(PAPER, window=(15, 30)),
     "window 6..30": replace(PAPER, window=(6, 30)),
     "window 6..30, lr 1e-2": replace(PAPER, window=(6, 30), learning_rate=1e-2),
     "window 6..30, lr 1e-2, 3 points": replace(PAPER, window=(6, 30), learning_rate=1e-2, points=3, steps=80),
-    "10 steps, window 2..10, lr 1e-2": replace(PAPER, sampling_steps=10, window=(2, 10), learning_rate=1e-2),
-    "10 steps DPM++, window 2..10, lr 1e-2": replace(
-        PAPER, sampling_steps=10, window=(2, 10), learning_rate=1e-2, solver="dpmpp_2m"
-    ),
-    "10 steps DPM++, window 2..10, lr 2e-2": replace(
-        PAPER, sampling_steps=10, window=(2, 10), learning_rate=2e-2, solver="dpmpp_2m"
-    ),
+    "10 steps, window 2..10, lr 1e-2": replace(PAPER, sampling=TEN, window=(2, 10), learning_rate=1e-2),
+    "10 steps DPM++, window 2..10, lr 1e-2": replace(PAPER, sampling=TEN_DPM, window=(2, 10), learning_rate=1e-2),
+    "10 steps DPM++, window 2..10, lr 2e-2": replace(PAPER, sampling=TEN_DPM, window=(2, 10), learning_rate=2e-2),
     "10 steps DPM++, through all, lr 1e-2": replace(
-        PAPER, sampling_steps=10, window=(0, 1), through=10, learning_rate=1e-2, solver="dpmpp_2m", steps=60
+        PAPER, sampling=TEN_DPM, window=(0, 1), through=10, learning_rate=1e-2, steps=60
     ),
     "10 steps DPM++, through the last 5, lr 1e-2": replace(
-        PAPER, sampling_steps=10, window=(5, 6), through=5, learning_rate=1e-2, solver="dpmpp_2m", steps=80
+        PAPER, sampling=TEN_DPM, window=(5, 6), through=5, learning_rate=1e-2, steps=80
     ),
 }
 VALIDATION_PAIRS = 48
@@ -68,9 +63,7 @@ class Judge:
     @torch.no_grad()
     def __call__(self, tokens: torch.Tensor) -> tuple[float, float]:
         model = self.model
-        latents = sample(
-            model, self.positive, Conditioning(tokens), self.noise, model.sigmas(30), Guidance(FAST.guidance_scale)
-        )
+        latents = sample(model, self.positive, Conditioning(tokens), self.noise, DDIM)
         images = model.decode(latents)
         scores = self.reward.score(images, self.prompts), measure(images, self.prompts)
         return tuple(score.mean().item() for score in scores)

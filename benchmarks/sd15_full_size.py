@@ -16,10 +16,10 @@ from gradient_part import backward, our_x0, plain_x0
 from measure import in_turn, peak_bytes, publish, table
 
 from reneg_core.backends.diffusers import DiffusersModel, pick_device, pick_dtype
-from reneg_core.guidance import Guidance
 from reneg_core.model import Conditioning
 from reneg_core.rewards import load_reward
-from reneg_core.training import Rollout, reward_gradient
+from reneg_core.sampling import Sampling, Size
+from reneg_core.training import Batch, Reach, reward_gradient
 
 STEPS, POINT = 30, 24
 
@@ -65,9 +65,10 @@ def main() -> None:
         model.pipeline.to(dtype=torch.float16).save_pretrained(args.save)
         model.pipeline.to(dtype=model.dtype)
     reward = load_reward("sharpness", device=device)
-    prompts, size = ["a red fox"] * args.batch, args.latent * 8
-    noise, positive, negative = model.noise(range(args.batch), size, size), model.encode(prompts), model.encode([""])
-    sigmas = model.sigmas(STEPS)
+    prompts, size = ["a red fox"] * args.batch, Size(args.latent * 8, args.latent * 8)
+    noise, positive, negative = model.noise(range(args.batch), size), model.encode(prompts), model.encode([""])
+    sampling = Sampling(steps=STEPS, size=size)
+    sigmas = model.sigmas(sampling)
     both = Conditioning(torch.cat([positive.tokens, negative.tokens.expand(args.batch, -1, -1)]))
     x0 = noise
 
@@ -83,8 +84,8 @@ def main() -> None:
         leaf = x0.clone().requires_grad_()
         torch.autograd.grad(reward.score(model.decode(leaf), prompts).sum(), leaf)
 
-    rollout = Rollout(sigmas, Guidance(7.5))
-    step = lambda: reward_gradient(model, reward, prompts, positive, negative, noise, rollout, [POINT])  # noqa: E731
+    batch = Batch(prompts, positive, noise)
+    step = lambda: reward_gradient(model, reward, batch, negative, sampling, Reach([POINT]))  # noqa: E731
     light = lambda: _checkpointed(model, step)  # noqa: E731
     stages = {
         "guided denoise, no gradient": torch.no_grad()(

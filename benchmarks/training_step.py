@@ -15,10 +15,9 @@ from measure import in_turn, peak_bytes, publish, table
 from torch import Tensor
 
 from reneg_core.backends import load_model
-from reneg_core.guidance import Guidance
 from reneg_core.rewards import load_reward
-from reneg_core.sampling import State, advance, guided_denoise
-from reneg_core.training import Rollout, reward_gradient
+from reneg_core.sampling import Sampling, Size, State, advance, guided_denoise
+from reneg_core.training import Batch, Reach, reward_gradient
 
 POINT, POINTS, SCALE, STEPS = 24, 4, 5.0, 30
 
@@ -32,28 +31,29 @@ class Setting:
         self.prompts = ["a red circle on a blue background"] * args.batch
         self.positive = self.model.encode(self.prompts)
         self.negative = self.model.encode([""])
-        self.noise = self.model.noise(range(args.batch), args.size, args.size)
-        self.rollout = Rollout(self.model.sigmas(STEPS), Guidance(SCALE))
+        self.sampling = Sampling(steps=STEPS, size=Size(args.size, args.size)).at_scale(SCALE)
+        self.sigmas = self.model.sigmas(self.sampling)
+        self.noise = self.model.noise(range(args.batch), self.sampling.size)
         with torch.no_grad():
             self.x = self.roll()
 
     def roll(self) -> Tensor:
         """The states before the gradient point, without gradient: the same in every variant."""
-        state = State(self.model.start(self.noise, self.rollout.sigmas[0]))
+        state = State(self.model.start(self.noise, self.sigmas[0]))
         for index in range(POINT):
-            sigma = self.rollout.sigmas[index]
-            x0 = guided_denoise(self.model, state.x, sigma, self.positive, self.negative, self.rollout.guidance)
-            state = advance(state, x0, self.rollout.sigmas, "euler")
+            sigma = self.sigmas[index]
+            x0 = guided_denoise(self.model, state.x, sigma, self.positive, self.negative, self.sampling.guidance)
+            state = advance(state, x0, self.sigmas, "euler")
         return state.x
 
     def leaf(self) -> Tensor:
         return self.negative.tokens.clone().requires_grad_()
 
     def plain_x0(self, leaf: Tensor) -> Tensor:
-        return plain_x0(self.model, self.x, self.rollout.sigmas[POINT], self.positive, leaf, SCALE)
+        return plain_x0(self.model, self.x, self.sigmas[POINT], self.positive, leaf, SCALE)
 
     def our_x0(self, leaf: Tensor) -> Tensor:
-        return our_x0(self.model, self.x, self.rollout.sigmas[POINT], self.positive, leaf, SCALE)
+        return our_x0(self.model, self.x, self.sigmas[POINT], self.positive, leaf, SCALE)
 
     def unet_part(self, x0_of: Callable[[Tensor], Tensor]) -> None:
         leaf = self.leaf()
@@ -76,9 +76,8 @@ class Setting:
         return self.gradient_part(self.plain_x0)
 
     def our_step(self, points: list[int]) -> Tensor:
-        return reward_gradient(
-            self.model, self.reward, self.prompts, self.positive, self.negative, self.noise, self.rollout, points
-        ).tokens
+        batch = Batch(self.prompts, self.positive, self.noise)
+        return reward_gradient(self.model, self.reward, batch, self.negative, self.sampling, Reach(points)).tokens
 
     def light_part(self) -> Tensor:
         """Our gradient part with activation checkpointing of denoiser, decoder and reward."""

@@ -5,13 +5,23 @@ evaluation, the command line and the ComfyUI nodes see a model only through :cla
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from .settings import NATIVE, Sampling, Size
+
 T = TypeVar("T")
+
+
+class Branch(IntEnum):
+    """A branch of classifier-free guidance, by the numbers that ComfyUI's patches know it by."""
+
+    POSITIVE = 0
+    NEGATIVE = 1
 
 
 @dataclass(frozen=True)
@@ -53,9 +63,17 @@ class Conditioning:
 
 
 def concat(first: Conditioning, second: Conditioning) -> Conditioning:
-    """Stack two conditionings along the batch; both must have the same optional parts and token counts."""
-    pairs = ((first.tokens, second.tokens), (first.mask, second.mask), (first.pooled, second.pooled))
-    return Conditioning(*(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs))
+    """Stack two conditionings along the batch.
+
+    Errors: ValueError for a part that only one of them has, or for unequal token counts or widths: nothing is dropped.
+    """
+    parts = [(field.name, getattr(first, field.name), getattr(second, field.name)) for field in fields(Conditioning)]
+    for name, a, b in parts:
+        if (a is None) != (b is None):
+            raise ValueError(f"Got one conditioning with {name} and one without; expected both or neither.")
+        if a is not None and a.shape[1:] != b.shape[1:]:
+            raise ValueError(f"Got {name} of shapes {list(a.shape)} and {list(b.shape)}, expected equal ones per row.")
+    return Conditioning(*(None if a is None else torch.cat([a, b]) for _, a, b in parts))
 
 
 @runtime_checkable
@@ -81,18 +99,25 @@ class DiffusionModel(Protocol):
         """Text to conditioning, one row per prompt, without gradient."""
         ...
 
-    def denoise(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """Clean estimate ``x0 [B,C,h,w]`` from ``x [B,C,h,w]`` at noise level ``sigma`` (scalar or ``[B]``)."""
+    def denoise(
+        self, x: Tensor, sigma: Tensor, conditioning: Conditioning, branches: Sequence[Branch] = (Branch.POSITIVE,)
+    ) -> Tensor:
+        """Clean estimate ``x0 [B,C,h,w]`` from ``x [B,C,h,w]`` at noise level ``sigma`` (scalar or ``[B]``).
+
+        branches: the branch of guidance that each of ``len(branches)`` equal consecutive parts of the rows belongs to;
+        hosts and their patches treat the two differently. A joint pass is (NEGATIVE, POSITIVE), negative rows first.
+        Errors: ValueError for a part of the conditioning that the network does not read.
+        """
         ...
 
-    def sigmas(self, steps: int) -> Tensor:
-        """The model's own schedule ``[steps+1]``, float32, descending; the last entry is 0 or the level at which
-        the model's published sampler stops."""
+    def sigmas(self, sampling: Sampling) -> Tensor:
+        """The noise levels ``[steps+1]`` for the sampling's steps, spacing and size, float32, descending; the last
+        entry is 0 or, for the spacings that follow a published sampler, the level at which that stops."""
         ...
 
-    def noise(self, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Tensor:
-        """Standard normal latents ``[len(seeds),C,h,w]`` for pictures of ``height`` x ``width`` pixels (None: the
-        model's native size). Row i depends on ``seeds[i]`` only: the same on every device and in every batch."""
+    def noise(self, seeds: Sequence[int], size: Size = NATIVE) -> Tensor:
+        """Standard normal latents ``[len(seeds),C,h,w]`` for pictures of ``size``. Row i depends on ``seeds[i]`` only:
+        the same on every device and in every batch."""
         ...
 
     def start(self, noise: Tensor, sigma: Tensor) -> Tensor:

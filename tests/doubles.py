@@ -1,4 +1,6 @@
-"""Rewards with known answers, for tests."""
+"""Rewards with known answers, and models that note or change what passes through them, for tests."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,3 +27,49 @@ class Constant(Reward):
 
     def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return images.mean((1, 2, 3)) * 0 + 1
+
+
+class Wrapped:
+    """Passes everything on to a model; for subclasses that change one thing."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def run(self, work: Any) -> Any:
+        return work(self)
+
+
+class Levels(Wrapped):
+    """A model whose schedule is what it is told, whatever the sampling says."""
+
+    def __init__(self, model: Any, levels: Tensor) -> None:
+        super().__init__(model)
+        self.levels = levels
+
+    def sigmas(self, sampling: Any) -> Tensor:
+        return self.levels
+
+
+class Recorder(Wrapped):
+    """Notes the branches and the conditioning of every pass, every sampling asked for, and every noise seed."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.passes: list[tuple[Any, Any]] = []
+        self.samplings: list[Any] = []
+        self.seeds: list[int] = []
+
+    def denoise(self, x: Tensor, sigma: Tensor, conditioning: Any, branches: Any = None) -> Tensor:
+        self.passes.append((branches, conditioning))
+        return self._model.denoise(x, sigma, conditioning, branches)
+
+    def sigmas(self, sampling: Any) -> Tensor:
+        self.samplings.append(sampling)
+        return self._model.sigmas(sampling)
+
+    def noise(self, seeds: Any, *size: Any) -> Tensor:
+        self.seeds += list(seeds)
+        return self._model.noise(seeds, *size)

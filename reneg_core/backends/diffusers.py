@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from ..embedding import family_of_width
-from ..model import Conditioning, DiffusionModel
+from ..model import Branch, Conditioning, DiffusionModel
+from ..settings import NATIVE, Sampling, Size
+from . import grids
 
 T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -161,7 +163,8 @@ class DiffusersModel(DiffusionModel):
         self.width = width
         self.max_tokens = pipeline.tokenizer.model_max_length
         alphas = self.scheduler.alphas_cumprod.double().numpy()
-        self._log_sigmas = 0.5 * np.log(np.maximum((1 - alphas) / np.maximum(alphas, 1e-12), 1e-12))
+        ratios = np.maximum((1 - alphas) / np.maximum(alphas, 1e-12), 1e-12)
+        self._log_sigmas = np.minimum(0.5 * np.log(ratios), math.log(SIGMA_LIMIT))
         for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             network.requires_grad_(False).eval()
 
@@ -184,14 +187,29 @@ class DiffusersModel(DiffusionModel):
             logger.setLevel(level)
         return Conditioning(tokens.float())
 
-    def denoise(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """One UNet pass; see :class:`DiffusionModel`. Epsilon, v and sample prediction all end as x0."""
+    def denoise(
+        self, x: Tensor, sigma: Tensor, conditioning: Conditioning, branches: Sequence[Branch] = (Branch.POSITIVE,)
+    ) -> Tensor:
+        """One UNet pass; see :class:`DiffusionModel`. Epsilon, v and sample prediction all end as x0.
+
+        The network treats both branches alike. It attends by the mask; it reads no pooled vector (ValueError).
+        """
+        if conditioning.pooled is not None:
+            raise ValueError(
+                f"Got a pooled vector of width {conditioning.pooled.shape[-1]}, which {self.name} does not read; "
+                "expected tokens only. Try an embedding that was made for this model."
+            )
+        mask = None if conditioning.mask is None else conditioning.mask.to(self.device, self.dtype)
         timestep = self._timestep(sigma)
         sigma = sigma.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
         scale = (sigma**2 + 1).rsqrt()
         tokens = conditioning.tokens.to(self.device, self.dtype)
         output = self.pipeline.unet(
-            (x * scale).to(self.dtype), timestep, encoder_hidden_states=tokens, return_dict=False
+            (x * scale).to(self.dtype),
+            timestep,
+            encoder_hidden_states=tokens,
+            encoder_attention_mask=mask,
+            return_dict=False,
         )[0].float()
         if self.prediction == "epsilon":
             return x - sigma * output
@@ -200,30 +218,44 @@ class DiffusersModel(DiffusionModel):
         return output
 
     def _timestep(self, sigma: Tensor) -> Tensor:
-        """The training timestep of a noise level, interpolated in log sigma; float32 on the model's device."""
-        log_sigma = np.log(np.maximum(sigma.detach().double().cpu().numpy(), 1e-6))
-        steps = np.interp(log_sigma, self._log_sigmas, np.arange(len(self._log_sigmas)))
-        return torch.as_tensor(steps, dtype=torch.float32, device=self.device)
+        """The training timestep whose noise level is nearest in log sigma, int64 on the model's device.
 
-    def sigmas(self, steps: int) -> Tensor:
-        """The DDIM schedule of the model's own scheduler configuration, float32 on the CPU.
-
-        The last entry is 0, or the first training level where the configuration says ``set_alpha_to_one: false``.
+        Levels between two training steps (Karras spacing) go to the nearer one, as in diffusers and ComfyUI.
         """
-        total = self.scheduler.config.num_train_timesteps
-        if not 1 <= steps <= total:
-            raise ValueError(f"Got {steps} sampling steps, expected 1 to {total}.")
-        self.scheduler.set_timesteps(steps)
-        levels = np.exp(self._log_sigmas)[self.scheduler.timesteps.cpu().numpy()]
-        final = self.scheduler.final_alpha_cumprod.double().item()
-        schedule = np.append(np.minimum(levels, SIGMA_LIMIT), math.sqrt((1 - final) / final))
-        return torch.as_tensor(schedule, dtype=torch.float32)
+        log_sigma = np.log(np.maximum(sigma.detach().double().cpu().numpy(), 1e-6))
+        steps = np.interp(log_sigma, self._log_sigmas, np.arange(len(self._log_sigmas))).round()
+        return torch.as_tensor(steps, dtype=torch.int64, device=self.device)
 
-    def noise(self, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Tensor:
+    def sigmas(self, sampling: Sampling) -> Tensor:
+        """The schedule ``[steps+1]`` of ``sampling``, float32 on the CPU.
+
+        ``model`` is the spacing of the model's own scheduler configuration, ``leading`` that of published Stable
+        Diffusion; both end at the scheduler's own final level: 0, or the first training level where the configuration
+        says ``set_alpha_to_one: false``. ``trailing`` and ``karras`` begin at the noisiest level and end at 0.
+        Errors: ValueError for more steps than the model was trained with.
+        """
+        config, steps = self.scheduler.config, sampling.steps
+        total, levels = config.num_train_timesteps, np.exp(self._log_sigmas)
+        if steps > total:
+            raise ValueError(f"Got {steps} sampling steps, expected 1 to {total}.")
+        spacing = config.timestep_spacing if sampling.spacing == "model" else sampling.spacing
+        if spacing == "karras":
+            schedule = grids.karras(levels[0], levels[-1], steps)
+        else:
+            schedule = levels[grids.TIMESTEPS[spacing](total, steps, config.steps_offset)]
+        return torch.as_tensor(np.append(schedule, self._final_level(sampling.spacing)), dtype=torch.float32)
+
+    def _final_level(self, spacing: str) -> float:
+        if spacing in ("trailing", "karras"):
+            return 0.0
+        final = self.scheduler.final_alpha_cumprod.double().item()
+        return math.sqrt((1 - final) / final)
+
+    def noise(self, seeds: Sequence[int], size: Size = NATIVE) -> Tensor:
         """Standard normal ``[B,C,h,w]``, float32, drawn on the CPU with one generator per row."""
         factor = self.pipeline.vae_scale_factor
         native = self.pipeline.unet.config.sample_size * factor
-        sides = [size or native for size in (height, width)]
+        sides = [side or native for side in (size.height, size.width)]
         if any(side < factor or side % factor for side in sides):
             raise ValueError(f"Got a picture of {sides[0]}x{sides[1]} pixels, expected multiples of {factor}.")
         shape = (self.pipeline.unet.config.in_channels, *(side // factor for side in sides))

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..model import DiffusionModel
+from ..sampling import SOLVER_WORDS, SPACINGS, Sampling
 
 HANDCRAFTED = (
     "distorted, ugly, blurry, low resolution, low quality, bad, deformed, disgusting, Overexposed, Simple background, "
@@ -39,24 +40,49 @@ def add_model_options(parser: argparse.ArgumentParser, model: str = "tiny", dtyp
     )
 
 
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """--steps, --guidance-scale, --solver, --height, --width, --batch-size."""
-    group = parser.add_argument_group("sampling")
-    group.add_argument("--steps", type=int, default=30, help="sampling steps (%(default)s)")
-    group.add_argument("--guidance-scale", type=float, default=None, help="CFG scale (7.5; the tiny world: 3)")
-    group.add_argument("--solver", default="euler", help="euler (= DDIM) or dpmpp_2m (%(default)s)")
-    group.add_argument("--height", type=int, default=None, help="pixels (the model's own)")
-    group.add_argument("--width", type=int, default=None, help="pixels (the model's own)")
+SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
+    "steps": (int, "sampling steps"),
+    "guidance_scale": (float, "how far guidance moves away from the negative"),
+    "solver": (str, f"one of {', '.join(SOLVER_WORDS)} (euler is ddim)"),
+    "spacing": (str, f"where the noise levels lie: {', '.join(SPACINGS)} (model: as the model's scheduler says)"),
+    "guidance_start": (float, "share of the schedule at which guidance begins, 0 to 1"),
+    "guidance_end": (float, "share of the schedule at which guidance ends, 0 to 1"),
+    "guidance_rescale": (float, "give the guided estimate back its spread, 0 (off) to 1"),
+    "height": (int, "pixels; the model's own without it"),
+    "width": (int, "pixels; the model's own without it"),
+}
+"""What of a :class:`~reneg_core.sampling.Sampling` the command line can say, under the names of its mapping."""
+
+
+def add_sampling_options(parser: argparse.ArgumentParser, default: str) -> None:
+    """An option for each of :data:`SAMPLING_OPTIONS`, unset where it is not given, and --batch-size.
+
+    default: where an unset option's value comes from, in words.
+    """
+    group = parser.add_argument_group("sampling", f"What is not given here is {default}.")
+    for name, (kind, words) in SAMPLING_OPTIONS.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=words)
     group.add_argument("--batch-size", type=int, default=None, help="pictures at once (4; the tiny world: 64)")
 
 
-def resolve_sampling(args: argparse.Namespace) -> None:
-    """Fill in the defaults that depend on the model."""
-    tiny = args.model == "tiny"
-    if args.guidance_scale is None:
-        args.guidance_scale = 3.0 if tiny else 7.5
-    if args.batch_size is None:
-        args.batch_size = 64 if tiny else 4
+def given_sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampling settings that the command line names."""
+    return {name: getattr(args, name) for name in SAMPLING_OPTIONS if getattr(args, name) is not None}
+
+
+def sampling_of(args: argparse.Namespace, default: Sampling) -> Sampling:
+    """``default`` with what the command line names; ValueError for what cannot be."""
+    return default.changed(**given_sampling(args))
+
+
+def default_sampling(model: str) -> Sampling:
+    """How pictures are made where nothing else says it: 30 DDIM steps at 7.5, or at the tiny world's 3."""
+    return Sampling(solver="ddim").at_scale(3.0 if model == "tiny" else 7.5)
+
+
+def default_batch_size(model: str) -> int:
+    """Pictures at once where nothing else says it."""
+    return 64 if model == "tiny" else 4
 
 
 def load_model_of(args: argparse.Namespace) -> DiffusionModel:

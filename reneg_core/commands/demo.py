@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     learned = time.monotonic() - clock
     evaluation = compare(
         job.model, job.reward, tiny.test_prompts()[:TEST_PROMPTS], range(SEEDS), MODES, result.embedding,
-        handwritten("tiny"), adaptation(config), steps=config.sampling_steps, measures=independent_measure("tiny"),
+        handwritten("tiny"), adaptation(config), measures=independent_measure("tiny"),
     )  # fmt: skip
     write_report(
         directory, evaluation, title="A negative embedding for the tiny world", records=trainer.files.records(),

@@ -16,10 +16,12 @@ from .common import (
     HANDCRAFTED,
     add_model_options,
     add_sampling_options,
+    default_batch_size,
+    default_sampling,
     independent_measure,
     load_model_of,
     read_prompts,
-    resolve_sampling,
+    sampling_of,
 )
 from .protocol import (
     add_protocol_options,
@@ -58,7 +60,7 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(parser)
-    add_sampling_options(parser)
+    add_sampling_options(parser, "30 DDIM steps at guidance scale 7.5 (the tiny world: 3)")
     parser.add_argument("--embedding", default="", metavar="FILE")
     parser.add_argument("--negative-prompt", default=None, help="for the mode text (a handcrafted one)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=None, help="all that the other options allow")
@@ -81,7 +83,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the headline and the report's path."""
-    resolve_sampling(args)
+    args.batch_size = args.batch_size or default_batch_size(args.model)
     if (args.from_pictures or args.limit) and not args.protocol:
         raise ValueError("--from-pictures and --limit belong to a published protocol: give --protocol too.")
     if args.from_pictures:
@@ -96,18 +98,11 @@ def run(args: argparse.Namespace) -> int:
     reward = rewards.pop(args.reward)
     others = {name: judge.score for name, judge in rewards.items()}
     text = handwritten(args.model) if args.negative_prompt is None else args.negative_prompt
-    adapting = AdaptConfig(
-        guidance_scale=args.guidance_scale,
-        sampling_steps=args.steps,
-        points=min(AdaptConfig.points, max(1, round(args.steps / 3))),
-        solver=args.solver,
-        height=args.height,
-        width=args.width,
-        micro_batch=args.batch_size,
-    )
+    sampling = sampling_of(args, default_sampling(args.model))
+    adapting = AdaptConfig.for_sampling(sampling, micro_batch=args.batch_size)
     evaluation = compare(
         model, reward, prompts, range(args.seeds or (1 if args.protocol else 4)), modes, embedding, text, adapting,
-        steps=args.steps, measures={**others, **independent_measure(args.model)}, pictures=args.pictures,
+        measures={**others, **independent_measure(args.model)}, pictures=args.pictures,
     )  # fmt: skip
     print(headline(evaluation))
     print(write_report(args.output, evaluation, embedding=embedding))
@@ -166,7 +161,6 @@ def compare(
     text: str,
     adapting: AdaptConfig,
     *,
-    steps: int,
     measures: dict[str, Callable[..., Any]],
     pictures: int = 8,
 ) -> Evaluation:
@@ -186,9 +180,9 @@ def compare(
     with tqdm(total=len(prompts) * len(seeds) * len(modes), unit="picture", desc="judging") as bar:
         return evaluate(
             model, prompts, seeds, chosen, {"reward": reward.score, **measures},
-            guidance_scale=adapting.guidance_scale, steps=steps, batch_size=adapting.micro_batch,
-            solver=adapting.solver if steps == adapting.sampling_steps else "euler",
-            height=adapting.height, width=adapting.width, pictures=pictures,
+            guidance_scale=adapting.sampling.guidance.scale, steps=adapting.sampling.steps,
+            batch_size=adapting.micro_batch, solver=adapting.sampling.solver,
+            height=adapting.sampling.size.height, width=adapting.sampling.size.width, pictures=pictures,
             measure_labels={"reward": f"reward {reward.name}", "independent": "the independent measure"},
             progress=lambda done, total: bar.update(done - bar.n),
         )  # fmt: skip

@@ -8,16 +8,18 @@ from typing import Any
 import torch
 
 from ..embedding import load_embedding
-from ..guidance import Guidance, strengthen
+from ..guidance import strengthen
 from ..model import Conditioning, DiffusionModel
-from ..sampling import sample
+from ..sampling import Sampling, sample
 from .common import (
     HANDCRAFTED,
     add_model_options,
     add_sampling_options,
+    default_batch_size,
+    default_sampling,
     load_model_of,
     read_prompts,
-    resolve_sampling,
+    sampling_of,
 )
 
 DESCRIPTION = """\
@@ -35,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
         "infer", help="make pictures", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_model_options(parser, dtype="fp32")
-    add_sampling_options(parser)
+    add_sampling_options(parser, "30 DDIM steps at guidance scale 7.5 (the tiny world: 3)")
     parser.add_argument("--prompt", action="append", default=[], help="repeat for several")
     parser.add_argument("--prompts", default="", metavar="FILE", help="text file with one prompt per line")
     parser.add_argument("--prompt-type", choices=("neg_emb", "neg_prompt", "only_pos"), default="neg_emb")
@@ -52,7 +54,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write one PNG per picture, with its settings in the file, and print their paths."""
-    resolve_sampling(args)
+    args.batch_size = args.batch_size or default_batch_size(args.model)
+    sampling = sampling_of(args, default_sampling(args.model))
     prompts = args.prompt or read_prompts(args.prompts, "test", args.model)
     if args.prompt_type == "neg_emb" and not args.neg_embedding:
         raise ValueError("--prompt-type neg_emb needs --neg-embedding FILE. Try that, or neg_prompt, or only_pos.")
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if embedding:
         embedding.require(model.family, model.width, model.max_tokens)
     jobs = [(p, args.seed + i) for i, p in enumerate(p for p in prompts for _ in range(args.images_per_prompt))]
-    for path in model.run(lambda prepared: _draw(prepared, jobs, embedding, args)):
+    for path in model.run(lambda prepared: _draw(prepared, jobs, embedding, sampling, args)):
         print(path)
     return 0
 
@@ -78,23 +81,24 @@ def negative_of(model: DiffusionModel, embedding: Any, args: argparse.Namespace)
 
 
 @torch.no_grad()
-def _draw(model: DiffusionModel, jobs: list[tuple[str, int]], embedding: Any, args: argparse.Namespace) -> list[Path]:
+def _draw(
+    model: DiffusionModel, jobs: list[tuple[str, int]], embedding: Any, sampling: Sampling, args: argparse.Namespace
+) -> list[Path]:
     from PIL.PngImagePlugin import PngInfo
 
     from ..plots import to_image
 
-    negative, sigmas, paths = negative_of(model, embedding, args), model.sigmas(args.steps), []
+    negative, paths = negative_of(model, embedding, args), []
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     for first in range(0, len(jobs), args.batch_size):
         prompts, seeds = zip(*jobs[first : first + args.batch_size], strict=True)
-        noise = model.noise(seeds, args.height, args.width)
-        guidance = Guidance(args.guidance_scale)
-        latents = sample(model, model.encode(prompts), negative, noise, sigmas, guidance, solver=args.solver)
+        noise = model.noise(seeds, sampling.size)
+        latents = sample(model, model.encode(prompts), negative, noise, sampling)
         for offset, image in enumerate(model.decode(latents)):
             info = PngInfo()
-            settings = {name: getattr(args, name) for name in ("model", "prompt_type", "neg_embedding", "steps")}
-            settings |= {"guidance_scale": args.guidance_scale, "prompt": prompts[offset], "seed": seeds[offset]}
+            settings = {name: getattr(args, name) for name in ("model", "prompt_type", "neg_embedding")}
+            settings |= {**sampling.to_mapping(), "prompt": prompts[offset], "seed": seeds[offset]}
             info.add_text("reneg", json.dumps(settings))
             paths.append(folder / f"{first + offset:05d}-{args.prompt_type}-seed{seeds[offset]}.png")
             to_image(image).save(paths[-1], pnginfo=info)

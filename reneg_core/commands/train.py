@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from ..embedding import atomic_write
-from ..guidance import Guidance
 from ..model import DiffusionModel
 from ..rewards import Reward, load_reward
-from ..training import Rollout, Trainer, TrainResult, reward_gradient
+from ..training import Batch, Reach, Trainer, TrainResult, reward_gradient
 from ..training.run_config import RunConfig, load_run_config, recipe_names
 from ..training.workers import Workers, pick_workers
 from .common import ProgressObserver, graceful_stop, read_prompts
@@ -119,8 +118,9 @@ def training_prompts(config: RunConfig) -> tuple[list[str], list[str]]:
 def report_dry_run(config: RunConfig, job: Job) -> int:
     """One sample through one gradient point: what it keeps in memory and how long it takes, scaled to the recipe."""
     model, settings = job.model, config.train_config()
-    recorded = min(config.through, config.sampling_steps)
-    rollout = Rollout(model.sigmas(config.sampling_steps)[-recorded - 1 :], Guidance(config.guidance_scale))
+    steps = max([config.sampling.steps, *config.jitter.steps])
+    recorded = min(config.through or steps, steps)
+    sampling = config.sampling.changed(solver="euler", steps=recorded, guidance_start=0.0, guidance_end=1.0)
     prompt, storages = job.prompts[:1], {}
     parameters = _parameters(model, job.reward, job.watch)
     owned = {parameter.untyped_storage().data_ptr() for parameter in parameters}
@@ -130,19 +130,17 @@ def report_dry_run(config: RunConfig, job: Job) -> int:
         return tensor
 
     def work(model: DiffusionModel) -> float:
-        noise, positive = model.noise([0], config.height, config.width), model.encode(prompt)
+        noise, positive = model.noise([0], sampling.size), model.encode(prompt)
         negative = model.encode([config.init if not config.init.endswith(".safetensors") else ""])
         clock = time.monotonic()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            reward_gradient(
-                model, job.reward, prompt, positive, negative, noise, rollout, [0],
-                through=recorded, checkpoint_reward=config.checkpointing,
-            )  # fmt: skip
+            reach = Reach([0], recorded, checkpoint_reward=config.checkpointing)
+            reward_gradient(model, job.reward, Batch(prompt, positive, noise), negative, sampling, reach)
         point = time.monotonic() - clock
-        clock = time.monotonic()
+        level, clock = model.sigmas(sampling)[0], time.monotonic()
         with torch.no_grad():
-            model.denoise(model.start(noise, rollout.sigmas[0]), rollout.sigmas[0], positive)
-        passes = 2 * settings.gradient_window[1]
+            model.denoise(model.start(noise, level), level, positive)
+        passes = 2 * settings.gradient_window[1] * steps / config.sampling.steps
         return config.batch_size * (point * config.points + passes * (time.monotonic() - clock))
 
     model.checkpointing(config.checkpointing)

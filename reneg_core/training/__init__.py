@@ -2,17 +2,18 @@
 
 from .adapt import AdaptResult, adapt
 from .config import AdaptConfig, ConfigError, TrainConfig
-from .objective import RewardGradient, Rollout, reward_gradient
+from .objective import Batch, Reach, RewardGradient, reward_gradient
 from .results import Observer, TrainResult
 from .trainer import Trainer
 
 __all__ = [
     "AdaptConfig",
     "AdaptResult",
+    "Batch",
     "ConfigError",
     "Observer",
+    "Reach",
     "RewardGradient",
-    "Rollout",
     "TrainConfig",
     "TrainResult",
     "Trainer",

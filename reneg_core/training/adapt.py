@@ -16,7 +16,7 @@ from ..rewards import Reward
 from . import schedule
 from .config import AdaptConfig
 from .memory import micro_batches
-from .objective import Rollout, reward_gradient
+from .objective import Batch, Reach, reward_gradient
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,7 @@ def _adapt_batch(
 ) -> AdaptResult:
     """A batch of pairs; pairs that ran out of patience leave it. Only the tokens are adapted."""
     count, device = len(prompts), model.device
-    rollout = Rollout(model.sigmas(config.sampling_steps), config.guidance(), config.solver)
-    positive, noise = model.encode(prompts), model.noise(seeds, config.height, config.width)
+    positive, noise = model.encode(prompts), model.noise(seeds, config.sampling.size)
     tokens = [start.tokens[0].clone().requires_grad_() for _ in range(count)]
     optimizer = torch.optim.AdamW(tokens, lr=config.learning_rate, betas=config.betas, weight_decay=0, maximize=True)
     rest = [None if t is None else t.to(device) for t in (start.mask, start.pooled)]
@@ -123,11 +122,10 @@ def _adapt_batch(
     for step in range(config.steps + 1):
         current = torch.stack([tokens[row].detach() for row in alive])
         negative = Conditioning(current.to(device), *(_repeat(t, len(alive)) for t in rest))
-        points = schedule.gradient_points(config.gradient_window, config.points, "adapt", step)
-        found = reward_gradient(
-            model, reward, [prompts[row] for row in alive], positive[alive], negative, noise[alive], rollout, points,
-            through=config.through, checkpoint_reward=config.checkpointing, complete=True,
-        )  # fmt: skip
+        points = schedule.gradient_points(config.window_of(config.sampling), config.points, "adapt", step)
+        reach = Reach(points, config.through, complete=True, checkpoint_reward=config.checkpointing)
+        batch = Batch([prompts[row] for row in alive], positive[alive], noise[alive])
+        found = reward_gradient(model, reward, batch, negative, config.sampling, reach)
         scores, images = found.final_rewards.cpu(), found.images.cpu()
         if best is None:
             starts = scores.clone()

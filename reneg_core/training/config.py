@@ -1,14 +1,13 @@
 """Settings of a training run and of an adaptation, checked in one pass, read from and written to YAML."""
 
-import difflib
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from types import UnionType
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from ..guidance import Guidance
-from ..sampling import SOLVERS
+from ..sampling import Jitter, Sampling
+from ..typed import read
+from .names import normalised
 
 C = TypeVar("C", bound="RolloutConfig")
 
@@ -27,24 +26,19 @@ def raise_faults(faults: Sequence[str]) -> None:
 class RolloutConfig:
     """How trajectories are integrated and where their gradient is taken.
 
-    sampling_steps: DDIM steps T; window: first and one past the last step index that may be a gradient point, None =
-    the last third, which is the paper's last 10 of 30; points: gradient points per rollout; through: denoising steps
-    that the gradient passes through from each point on, 1 = the paper's one-step estimate; guidance_scale: CFG inside
-    training; solver: euler (= DDIM) or dpmpp_2m; height, width: pixels, None = the model's native size;
-    checkpointing: recompute activations of denoiser, decoder and reward in the backward pass;
-    learning_rate, betas: AdamW's.
+    sampling: how pictures are made (the paper: 30 DDIM steps, guidance scale 7.5); window: first and one past the last
+    step index that may be a gradient point, None = the last third, which is the paper's last 10 of 30; points: gradient
+    points per rollout; through: denoising steps that the gradient passes through from each point on, 1 = the paper's
+    one-step estimate, 0 = to the end; checkpointing: recompute activations of denoiser, decoder and reward in the
+    backward pass; learning_rate, betas: AdamW's.
     """
 
     learning_rate: float = 5e-3
     betas: tuple[float, float] = (0.9, 0.999)
-    sampling_steps: int = 30
+    sampling: Sampling = field(default_factory=Sampling)
     window: tuple[int, int] | None = None
     points: int = 1
     through: int = 1
-    guidance_scale: float = 7.5
-    solver: str = "euler"
-    height: int | None = None
-    width: int | None = None
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -52,49 +46,71 @@ class RolloutConfig:
 
     @classmethod
     def from_mapping(cls: type[C], values: Mapping[str, Any]) -> C:
-        """Build from names and plain values, as YAML gives them; ConfigError lists unknown names and wrong types."""
-        hints = typing.get_type_hints(cls)
-        known = {field.name for field in fields(cls)}
-        faults, accepted = [], {}
-        for name, value in values.items():
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                faults.append(f"{name}: unknown setting" + (f", did you mean {near[0]}?" if near else "."))
-                continue
+        """Build from names and plain values, as YAML gives them; ConfigError lists unknown names and wrong types.
+
+        ``sampling`` and ``jitter`` are mappings; ``sampling.steps`` and the like, and the older flat names
+        (:data:`reneg_core.training.names.FORMER`), are read too.
+        """
+        values, hints = normalised(values), typing.get_type_hints(cls)
+        nested = {name: kind for name, kind in hints.items() if kind in (Sampling, Jitter)}
+        plain = {name: hint for name, hint in hints.items() if name not in nested}
+        accepted, faults = read({name: value for name, value in values.items() if name not in nested}, plain)
+        for name, kind in nested.items():
             try:
-                accepted[name] = _coerce(value, hints[name])
-            except (TypeError, ValueError):
-                faults.append(f"{name}: got {value!r}, expected {_type_name(hints[name])}.")
+                accepted |= {name: kind.from_mapping(values[name])} if name in values else {}
+            except ValueError as error:
+                faults.append(f"{name}: {error}")
         raise_faults(faults)
         return cls(**accepted)
 
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values, as YAML holds them; :meth:`from_mapping` gives an equal configuration back."""
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {
+            name: value.to_mapping() if isinstance(value, Sampling | Jitter) else _plain(value)
+            for name, value in values.items()
+        }
+
     @property
     def gradient_window(self) -> tuple[int, int]:
-        """The window as step indices, resolved for ``sampling_steps``."""
-        return self.window or (self.sampling_steps - max(1, round(self.sampling_steps / 3)), self.sampling_steps)
+        """The window as step indices of ``sampling.steps``."""
+        steps = self.sampling.steps
+        return self.window or (steps - max(1, round(steps / 3)), steps)
 
-    def guidance(self) -> Guidance:
-        return Guidance(self.guidance_scale)
+    def window_of(self, sampling: Sampling) -> tuple[int, int]:
+        """The window for another number of steps: in proportion, at least one step, where guidance acts.
+
+        Errors: ValueError if guidance acts nowhere in it.
+        """
+        share = sampling.steps / self.sampling.steps
+        first, last = (round(edge * share) for edge in self.gradient_window)
+        first = min(first, sampling.steps - 1)
+        active = [i for i in range(first, max(first + 1, last)) if sampling.guidance.active(i / sampling.steps)]
+        if not active:
+            raise ValueError(
+                f"Got the window {first}..{last} of {sampling.steps} steps, where guidance never acts "
+                f"(interval {sampling.guidance.start:g}..{sampling.guidance.end:g})."
+            )
+        return active[0], active[-1] + 1
 
     def faults(self) -> list[str]:
         """One sentence for everything that is wrong."""
-        found = self.below(1, "sampling_steps points through")
+        found = [*self.below(1, "points"), *self.below(0, "through")]
         if not self.learning_rate > 0:
             found.append(f"learning_rate: got {self.learning_rate}, expected more than 0, for example 5e-3.")
         if not all(0 <= beta < 1 for beta in self.betas):
             found.append(f"betas: got {self.betas}, expected two numbers from 0 to below 1.")
-        if self.guidance_scale <= 1:
-            found.append(
-                f"guidance_scale: got {self.guidance_scale}, expected more than 1: at 1 the negative has no effect."
-            )
-        if self.solver not in SOLVERS:
-            found.append(f"solver: got {self.solver!r}, expected one of {', '.join(SOLVERS)}.")
-        return found + self._window_faults()
+        guided = _guided("sampling.guidance_scale", self.sampling.guidance.scale)
+        return found + guided + ([] if guided else self._window_faults(self.sampling))
 
-    def _window_faults(self) -> list[str]:
+    def _window_faults(self, sampling: Sampling) -> list[str]:
         first, last = self.gradient_window
-        if not 0 <= first < last <= self.sampling_steps:
-            return [f"window: got {first}..{last}, expected 0 <= first < last <= sampling_steps {self.sampling_steps}."]
+        if not 0 <= first < last <= self.sampling.steps:
+            return [f"window: got {first}..{last}, expected 0 <= first < last <= sampling.steps {self.sampling.steps}."]
+        try:
+            first, last = self.window_of(sampling)
+        except ValueError as error:
+            return [f"window: {error}"]
         if self.points > last - first:
             return [f"points: got {self.points}, expected at most the {last - first} steps of the window."]
         return []
@@ -110,6 +126,8 @@ class TrainConfig(RolloutConfig):
     """Global training. Defaults are ReNeg's recipe (arXiv 2412.19637); what the paper does not state is marked ours.
 
     steps: optimizer steps; batch_size: samples per step over all processes; micro_batch: samples in one pass (ours);
+    jitter: what of ``sampling`` is drawn anew at each step (ours: nothing); the window follows the drawn step count in
+    proportion, validation always uses ``sampling``.
     warmup: linear steps before the cosine to 0 (ours: 0); weight_decay (ours: 0, since decay pulls towards 0 and not
     towards the empty prompt); gradient_clip: norm limit, 0 = off (ours).
     init: "" = the empty prompt, otherwise a negative prompt or the path of an embedding.
@@ -120,6 +138,7 @@ class TrainConfig(RolloutConfig):
     longer taken as the best, None = it is only shown; with patience such validations count towards stopping.
     """
 
+    jitter: Jitter = field(default_factory=Jitter)
     steps: int = 4000
     batch_size: int = 64
     micro_batch: int = 8
@@ -143,7 +162,14 @@ class TrainConfig(RolloutConfig):
         found += self.below(0, "warmup weight_decay gradient_clip norm_limit seed patience")
         if self.watch_drop is not None:
             found += self.below(0, "watch_drop")
-        return found
+        return found + self._jitter_faults()
+
+    def _jitter_faults(self) -> list[str]:
+        scales = [fault for scale in self.jitter.guidance_scale for fault in _guided("jitter.guidance_scale", scale)]
+        if _guided("", self.sampling.guidance.scale):
+            return scales
+        drawn = (self.sampling.changed(steps=steps) for steps in self.jitter.steps)
+        return scales + [f"jitter.steps: {fault}" for one in drawn for fault in self._window_faults(one)]
 
 
 @dataclass(frozen=True)
@@ -161,30 +187,20 @@ class AdaptConfig(RolloutConfig):
     def faults(self) -> list[str]:
         return super().faults() + self.below(1, "steps patience micro_batch")
 
-
-def _coerce(value: Any, hint: Any) -> Any:
-    """``value`` as the annotated type; raises TypeError or ValueError."""
-    if isinstance(hint, UnionType):
-        options = [option for option in typing.get_args(hint) if option is not type(None)]
-        return None if value is None else _coerce(value, options[0])
-    if typing.get_origin(hint) is tuple:
-        inner = typing.get_args(hint)
-        if isinstance(value, str) or len(value) != len(inner):
-            raise TypeError
-        return tuple(_coerce(item, kind) for item, kind in zip(value, inner, strict=True))
-    if hint is float and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise TypeError
-    return value
+    @classmethod
+    def for_sampling(cls, sampling: Sampling, **settings: Any) -> "AdaptConfig":
+        """The default adaptation for ``sampling``: its own number of gradient points, or as many as the last third of
+        the steps has."""
+        window = RolloutConfig(sampling=sampling).window_of(sampling)
+        return cls(**{"sampling": sampling, "points": min(cls.points, window[1] - window[0]), **settings})
 
 
-def _type_name(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    if isinstance(hint, UnionType):
-        return _type_name(next(option for option in typing.get_args(hint) if option is not type(None))) + " or nothing"
-    if typing.get_origin(hint) is tuple:
-        return "a list of " + " and ".join(_type_name(kind) for kind in typing.get_args(hint))
-    return names.get(hint, str(hint))
+def _guided(name: str, scale: float) -> list[str]:
+    """A fault for a guidance scale at which the negative has no effect, or no finite one."""
+    if 1 < scale < float("inf"):
+        return []
+    return [f"{name}: got {scale}, expected more than 1: at 1 the negative has no effect."]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

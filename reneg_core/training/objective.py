@@ -17,23 +17,35 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..guidance import Guidance
-from ..model import Conditioning, DiffusionModel
+from ..model import Branch, Conditioning, DiffusionModel
 from ..rewards import Reward
-from ..sampling import State, advance, guided_denoise
+from ..sampling import Sampling, State, advance, check_branches, guided_denoise
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """How a trajectory is integrated: ``sigmas [steps+1]`` descending, guidance, solver."""
+class Batch:
+    """What is drawn: B prompts, their conditioning of B rows (or 1 for all), standard normal noise ``[B,C,h,w]``."""
 
-    sigmas: Tensor
-    guidance: Guidance
-    solver: str = "euler"
+    prompts: Sequence[str]
+    positive: Conditioning
+    noise: Tensor
 
-    @property
-    def steps(self) -> int:
-        return len(self.sigmas) - 1
+
+@dataclass(frozen=True)
+class Reach:
+    """Where gradients are taken and how far they reach.
+
+    points: step indices at which recording starts; through: denoising steps recorded from each point on, fewer at the
+    schedule's end (1 = the estimate at the point, the paper's; 0 = to the finished picture); complete: integrate to the
+    end and score the finished picture too; loss_scale: factor on the reward in the backward pass, for half precision;
+    checkpoint_reward: recompute the reward's activations in its backward.
+    """
+
+    points: Sequence[int]
+    through: int = 1
+    complete: bool = False
+    loss_scale: float = 1.0
+    checkpoint_reward: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,86 +66,91 @@ class RewardGradient:
 
 
 def reward_gradient(
-    model: DiffusionModel,
-    reward: Reward,
-    prompts: Sequence[str],
-    positive: Conditioning,
-    negative: Conditioning,
-    noise: Tensor,
-    rollout: Rollout,
-    points: Sequence[int],
-    *,
-    through: int = 1,
-    checkpoint_reward: bool = False,
-    complete: bool = False,
-    loss_scale: float = 1.0,
+    model: DiffusionModel, reward: Reward, batch: Batch, negative: Conditioning, sampling: Sampling, reach: Reach
 ) -> RewardGradient:
-    """Gradient of ``sum_b R(prompt_b, x0_hat_b)`` averaged over ``points``.
+    """Gradient of ``sum_b R(prompt_b, x0_hat_b)`` averaged over ``reach.points``.
 
-    positive: B rows; negative: 1 row (shared) or B rows (one per sample); noise: standard normal ``[B,C,h,w]``;
-    points: step indices in ``range(rollout.steps)`` at which recording starts (guidance must be active there);
-    through: denoising steps recorded from each point on, fewer at the schedule's end; 1 = x0_hat is taken at the point;
-    checkpoint_reward: recompute the reward's activations in its backward; complete: integrate to the end and score the
-    finished picture too; loss_scale: factor on the reward in the backward pass, for half precision.
-    Errors: ValueError for points outside the schedule or where guidance is off.
+    negative: 1 row (shared) or B rows (one per sample). Errors: ValueError for points outside the schedule or where
+    guidance is off, and for a pooled vector that only one branch has.
     """
-    points = _checked_points(points, rollout)
+    sigmas = model.sigmas(sampling)
+    steps = len(sigmas) - 1
+    points = _checked_points(reach.points, sampling, steps)
+    check_branches(batch.positive, negative)
     leaves = Conditioning(negative.tokens.detach(), negative.mask, _detached(negative.pooled))
     parameters = [t.requires_grad_() for t in (leaves.tokens, leaves.pooled) if t is not None]
     totals = [torch.zeros_like(parameter) for parameter in parameters]
+    way = _Way(model, sigmas, batch.positive, leaves, sampling)
     rewards, images = [], None
     with torch.no_grad():
-        state = State(model.start(noise, rollout.sigmas[0]))
-        for index in range(rollout.steps if complete else max(points) + 1):
-            sigma, progress = rollout.sigmas[index], index / rollout.steps
+        state = State(model.start(batch.noise, sigmas[0]))
+        for index in range(steps if reach.complete else max(points) + 1):
             if index in points:
-                x0_positive = model.denoise(state.x, sigma, positive.expand(len(noise)))
                 with torch.enable_grad():
-                    x0_negative = model.denoise(state.x, sigma, leaves.expand(len(noise)))
-                    x0 = rollout.guidance.combine(x0_positive, x0_negative)
-                    estimate = _look_ahead(model, state, x0, positive, leaves, rollout, through - 1)
-                    images, score = _decode_and_score(model, reward, prompts, estimate, checkpoint_reward)
-                    parts = torch.autograd.grad(score.sum() * loss_scale, parameters)
+                    x0 = way.recorded(state)
+                    images, score = _decode_and_score(model, reward, batch, way.ahead(state, x0, reach.through), reach)
+                    parts = torch.autograd.grad(score.sum() * reach.loss_scale, parameters)
                 x0, images = x0.detach(), images.detach()
                 rewards.append(score.detach())
                 for total, part in zip(totals, parts, strict=True):
-                    total += part / (len(points) * loss_scale)
+                    total += part / (len(points) * reach.loss_scale)
             else:
-                x0 = guided_denoise(model, state.x, sigma, positive, leaves, rollout.guidance, progress)
-            if complete or index < max(points):
-                state = advance(state, x0, rollout.sigmas, rollout.solver)
+                x0 = way.x0(state)
+            if reach.complete or index < max(points):
+                state = advance(state, x0, sigmas, sampling.solver)
         final = None
-        if complete:
-            images = model.decode(model.finish(state.x, rollout.sigmas[-1]))
-            final = reward.score(images, list(prompts))
+        if reach.complete:
+            images = model.decode(model.finish(state.x, sigmas[-1]))
+            final = reward.score(images, list(batch.prompts))
     pooled = totals[1] if len(totals) > 1 else None
     return RewardGradient(totals[0], pooled, torch.stack(rewards), images, final)
 
 
-def _look_ahead(
-    model: DiffusionModel,
-    state: State,
-    x0: Tensor,
-    positive: Conditioning,
-    negative: Conditioning,
-    rollout: Rollout,
-    steps: int,
-) -> Tensor:
-    """The guided x0 ``[B,C,h,w]`` found ``steps`` solver steps after the one that ``x0`` belongs to."""
-    for _ in range(min(steps, rollout.steps - 1 - state.index)):
-        state = advance(state, x0, rollout.sigmas, rollout.solver)
-        sigma, progress = rollout.sigmas[state.index], state.index / rollout.steps
-        x0 = guided_denoise(model, state.x, sigma, positive, negative, rollout.guidance, progress)
-    return x0
+@dataclass(frozen=True)
+class _Way:
+    """The guided trajectory: how x0 follows from a state."""
+
+    model: DiffusionModel
+    sigmas: Tensor
+    positive: Conditioning
+    negative: Conditioning
+    sampling: Sampling
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    def x0(self, state: State) -> Tensor:
+        """The guided estimate ``[B,C,h,w]`` at ``state``; recorded where gradients are enabled."""
+        sigma, progress = self.sigmas[state.index], state.index / self.steps
+        return guided_denoise(
+            self.model, state.x, sigma, self.positive, self.negative, self.sampling.guidance, progress
+        )
+
+    def recorded(self, state: State) -> Tensor:
+        """The same, with the graph kept through the negative branch only."""
+        sigma, rows = self.sigmas[state.index], state.x.shape[0]
+        with torch.no_grad():
+            positive = self.model.denoise(state.x, sigma, self.positive.expand(rows), (Branch.POSITIVE,))
+        negative = self.model.denoise(state.x, sigma, self.negative.expand(rows), (Branch.NEGATIVE,))
+        return self.sampling.guidance.combine(positive, negative)
+
+    def ahead(self, state: State, x0: Tensor, through: int) -> Tensor:
+        """The estimate found ``through - 1`` solver steps after the one that ``x0`` belongs to (0: at the last)."""
+        left = self.steps - 1 - state.index
+        for _ in range(min(through - 1, left) if through else left):
+            state = advance(state, x0, self.sigmas, self.sampling.solver)
+            x0 = self.x0(state)
+        return x0
 
 
-def _checked_points(points: Sequence[int], rollout: Rollout) -> list[int]:
-    points = sorted(set(points))
-    off = [i for i in points if not 0 <= i < rollout.steps or not rollout.guidance.active(i / rollout.steps)]
+def _checked_points(points: Sequence[int], sampling: Sampling, steps: int) -> list[int]:
+    points, guidance = sorted(set(points)), sampling.guidance
+    off = [i for i in points if not 0 <= i < steps or not guidance.active(i / steps)]
     if off or not points:
         raise ValueError(
-            f"Got gradient points {points}, expected step indices from 0 to {rollout.steps - 1} where guidance acts "
-            f"(scale {rollout.guidance.scale:g}, interval {rollout.guidance.start:g}..{rollout.guidance.end:g})."
+            f"Got gradient points {points}, expected step indices from 0 to {steps - 1} where guidance acts "
+            f"(scale {guidance.scale:g}, interval {guidance.start:g}..{guidance.end:g})."
         )
     return points
 
@@ -143,9 +160,9 @@ def _detached(tensor: Tensor | None) -> Tensor | None:
 
 
 def _decode_and_score(
-    model: DiffusionModel, reward: Reward, prompts: Sequence[str], x0: Tensor, checkpoint_reward: bool
+    model: DiffusionModel, reward: Reward, batch: Batch, x0: Tensor, reach: Reach
 ) -> tuple[Tensor, Tensor]:
-    images = model.decode(x0)
-    if checkpoint_reward:
-        return images, checkpoint(reward.score, images, list(prompts), use_reentrant=False)
-    return images, reward.score(images, list(prompts))
+    images, prompts = model.decode(x0), list(batch.prompts)
+    if reach.checkpoint_reward:
+        return images, checkpoint(reward.score, images, prompts, use_reentrant=False)
+    return images, reward.score(images, prompts)

@@ -1,11 +1,12 @@
-"""A whole training job as one flat YAML file: which model, reward and prompts, and every setting of the trainer."""
+"""A whole training job as one YAML file: which model, reward and prompts, and every setting of the trainer."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from .config import ConfigError, TrainConfig
+from .names import merge, normalised
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -42,8 +43,7 @@ class RunConfig(TrainConfig):
         """The resolved configuration; reading it back gives an equal one."""
         import yaml
 
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        return yaml.safe_dump(plain, sort_keys=False)
+        return yaml.safe_dump(self.to_mapping(), sort_keys=False)
 
 
 def recipe_names() -> list[str]:
@@ -52,9 +52,12 @@ def recipe_names() -> list[str]:
 
 
 def load_run_config(source: str = "", overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a recipe by name or a YAML file, then apply ``name=value`` overrides; ConfigError for anything unusable."""
-    values = {**(_read(source) if source else {}), **dict(parse_override(override) for override in overrides)}
-    return RunConfig.from_mapping(values)
+    """Read a recipe by name or a YAML file, then apply ``name=value`` overrides; ConfigError for anything unusable.
+
+    An override may name one entry of a mapping, as ``sampling.steps=20``; the rest of the mapping stays.
+    """
+    values = normalised(_read(source)) if source else {}
+    return RunConfig.from_mapping(merge(values, normalised(dict(parse_override(text) for text in overrides))))
 
 
 def _read(source: str) -> dict[str, Any]:

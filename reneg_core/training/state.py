@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +149,3 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any], free: frozenset[str]
 def digest_of(prompts: Sequence[str]) -> str:
     """SHA-256 of a prompt list."""
     return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
-
-
-def describe(config: object) -> dict[str, Any]:
-    """A configuration as plain values."""
-    return asdict(config)  # type: ignore[call-overload]

@@ -16,9 +16,9 @@ from ..sampling import sample
 from . import schedule
 from .config import TrainConfig
 from .memory import micro_batches, peak_memory_mib
-from .objective import Rollout, reward_gradient
+from .objective import Batch, Reach, reward_gradient
 from .results import Observer, TrainResult
-from .state import PART_NAMES, RunDirectory, TrainState, changed, clone, describe, digest_of
+from .state import PART_NAMES, RunDirectory, TrainState, changed, clone, digest_of
 from .workers import Workers
 
 T = TypeVar("T")
@@ -62,7 +62,6 @@ class Trainer:
         self.files = RunDirectory(directory, config.keep_checkpoints)
         self.observer, self.workers = observer, workers or Workers()
         self.should_stop = should_stop or (lambda: False)
-        self.rollout = Rollout(model.sigmas(config.sampling_steps), config.guidance(), config.solver)
         self._found = self.files.latest()
         if self._found and not resume:
             raise ValueError(
@@ -89,7 +88,7 @@ class Trainer:
         self.mask = start.mask
         self.origin = clone(_parts(start))
         self.context = {
-            **describe(self.config),
+            **self.config.to_mapping(),
             "reward": self.reward.name,
             "watch": self.watch.name if self.watch else None,
             "prompts": digest_of(self.prompts),
@@ -194,7 +193,9 @@ class Trainer:
     def _gradient(self) -> tuple[dict[str, Tensor], float]:
         """Mean gradient per tensor over the whole batch (float64) and the mean reward, over all processes."""
         config, step = self.config, self.state.step
-        points = schedule.gradient_points(config.gradient_window, config.points, config.seed, step)
+        sampling = config.jitter.draw(config.sampling, config.seed, step)
+        points = schedule.gradient_points(config.window_of(sampling), config.points, config.seed, step)
+        reach = Reach(points, config.through, loss_scale=self.state.loss_scale, checkpoint_reward=config.checkpointing)
         totals = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in self.parameters.items()}
         reward = torch.zeros(1, dtype=torch.float64)
         negative = self._negative(self.parameters)
@@ -202,11 +203,8 @@ class Trainer:
         def work(rows: range) -> Any:
             prompts = schedule.batch_prompts(self.prompts, config.seed, step, config.batch_size, rows)
             seeds = schedule.noise_seeds(config.seed, step, rows)
-            noise = self.model.noise(seeds, config.height, config.width)
-            return reward_gradient(
-                self.model, self.reward, prompts, self.model.encode(prompts), negative, noise, self.rollout, points,
-                through=config.through, checkpoint_reward=config.checkpointing, loss_scale=self.state.loss_scale,
-            )  # fmt: skip
+            batch = Batch(prompts, self.model.encode(prompts), self.model.noise(seeds, sampling.size))
+            return reward_gradient(self.model, self.reward, batch, negative, sampling, reach)
 
         for part in self._micro_batches(range(config.batch_size), work):
             for name, gradient in zip(PART_NAMES, (part.tokens, part.pooled), strict=True):
@@ -285,11 +283,8 @@ class Trainer:
 
         def work(rows: range) -> tuple[Tensor, Tensor, list[str]]:
             prompts, seeds = self.validation_pairs(rows)
-            noise = self.model.noise(seeds, config.height, config.width)
-            latents = sample(
-                self.model, self.model.encode(prompts), negative, noise, self.rollout.sigmas, self.rollout.guidance,
-                solver=config.solver,
-            )  # fmt: skip
+            noise = self.model.noise(seeds, config.sampling.size)
+            latents = sample(self.model, self.model.encode(prompts), negative, noise, config.sampling)
             images = self.model.decode(latents)
             scores = [self.reward.score(images, prompts)]
             scores += [self.watch.score(images, prompts)] if self.watch else [torch.zeros(1)]
@@ -341,7 +336,7 @@ class Trainer:
             base_digest=self.context["model"],
             rewards=self.reward.name,
             steps=state.best_step,
-            guidance_scale=config.guidance_scale,
+            guidance_scale=config.sampling.guidance.scale,
             seed=config.seed,
             prompts_digest=self.context["prompts"],
             version=__version__,

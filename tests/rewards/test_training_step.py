@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from reneg_core.backends import load_model
-from reneg_core.guidance import Guidance
 from reneg_core.model import Conditioning
 from reneg_core.rewards import load_reward
-from reneg_core.training.objective import Rollout, reward_gradient
+from reneg_core.sampling import Sampling
+from reneg_core.training.objective import Batch, Reach, reward_gradient
 
 PROMPTS = ["a red circle on a blue background", "a green square on a white background"]
 
@@ -19,11 +19,9 @@ def world():
 
 def step(model, reward, tokens, **options):
     """Gradient and summed reward of the clean estimate at the first step, where nothing is hidden from autograd."""
-    noise = model.noise([1, 2], None, None)
-    rollout = Rollout(model.sigmas(4), Guidance(3.0))
-    return reward_gradient(
-        model, reward, PROMPTS, model.encode(PROMPTS), Conditioning(tokens), noise, rollout, [0], **options
-    )
+    batch = Batch(PROMPTS, model.encode(PROMPTS), model.noise([1, 2]))
+    sampling = Sampling(steps=4).at_scale(3.0)
+    return reward_gradient(model, reward, batch, Conditioning(tokens), sampling, Reach([0], **options))
 
 
 @pytest.mark.parametrize("spec", ["image_reward", "hpsv2.1", "pickscore", "clip_score", "aesthetic", "mix", "fp16"])

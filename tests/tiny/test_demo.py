@@ -23,10 +23,7 @@ def test_the_learned_negative_beats_the_empty_and_the_handwritten_one(tmp_path: 
 
     def measured(negative: Conditioning) -> float:
         with torch.no_grad():
-            latents = sample(
-                model, model.encode(prompts), negative, model.noise(range(24)), model.sigmas(config.sampling_steps),
-                config.guidance(), solver=config.solver,
-            )  # fmt: skip
+            latents = sample(model, model.encode(prompts), negative, model.noise(range(24)), config.sampling)
             return tiny.measure(model.decode(latents), prompts).mean().item()
 
     none, text = (measured(model.encode([words])) for words in ("", tiny.HANDWRITTEN_NEGATIVE))

@@ -11,8 +11,7 @@ from transformers import CLIPTextModel
 
 from reneg_core import tiny
 from reneg_core.backends.diffusers import DiffusersModel, load_model
-from reneg_core.guidance import Guidance
-from reneg_core.sampling import State, advance, guided_denoise
+from reneg_core.sampling import Sampling, sample
 from reneg_core.tiny import prompts, world
 
 FOLDER = tiny.pipeline_path()
@@ -30,15 +29,11 @@ def tiny_model() -> DiffusersModel:
     return load_model(str(FOLDER), device="cpu")
 
 
+@torch.no_grad()
 def _pictures(model: DiffusersModel, texts: list[str], negative: str, steps: int = 20) -> torch.Tensor:
-    guidance, sigmas = Guidance(3.0), model.sigmas(steps)
+    sampling = Sampling(steps=steps).at_scale(3.0)
     positive, negative = model.encode(texts), model.encode([negative])
-    with torch.no_grad():
-        state = State(model.start(model.noise(range(len(texts))), sigmas[0]))
-        for index in range(steps):
-            x0 = guided_denoise(model, state.x, sigmas[index], positive, negative, guidance, index / steps)
-            state = advance(state, x0, sigmas, "euler")
-        return model.decode(model.finish(state.x, sigmas[-1]))
+    return model.decode(sample(model, positive, negative, model.noise(range(len(texts))), sampling))
 
 
 def test_the_parts_are_those_of_stable_diffusion_in_float32(pipeline: StableDiffusionPipeline):

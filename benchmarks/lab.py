@@ -16,11 +16,11 @@ from reneg_core.rewards import Reward, load_reward
 from reneg_core.sampling import Sampling
 from reneg_core.tiny import measure, test_prompts, train_prompts, validation_prompts
 from reneg_core.tiny.measure import measure_parts
-from reneg_core.tiny.rivals import SCALES
-from reneg_core.training import TrainConfig, Trainer
+from reneg_core.training import Session, TrainConfig, Trainer
+from reneg_core.training.prompts import Prompts
 from reneg_core.training.run_config import load_run_config
 
-MEASURE, REWARD = "independent", "tiny"
+MEASURE, REWARD = "independent", "reward"
 BATCH = 64
 
 
@@ -74,19 +74,10 @@ def learn(config: TrainConfig, watcher: Watcher | None = None) -> tuple[Negative
     model, reward = world()
     watcher = watcher or Watcher(10**9, lambda *_: None)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model, reward, train_prompts(), validation_prompts(), config, folder, observer=watcher)
+        prompts = Prompts(train_prompts(), validation_prompts())
+        trainer = Trainer(model, reward, prompts, config, folder, session=Session(watcher))
         watcher.trainer = trainer
         return trainer.run().embedding, watcher.spent
-
-
-def negative(embedding: NegativeEmbedding) -> Conditioning:
-    """An embedding as a mode's negative."""
-    return embedding.conditioning()
-
-
-def at_scales(row: Conditioning, label: str, sampling: Sampling, scales: Sequence[float] = SCALES) -> dict[str, Mode]:
-    """One negative at every guidance scale, a mode each."""
-    return {f"{label}@{scale:g}": Mode(row, label, sampling.at_scale(scale)) for scale in scales}
 
 
 def figures(evaluation: Evaluation, first: str, second: str) -> dict[str, Any]:

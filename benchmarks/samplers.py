@@ -10,7 +10,7 @@ like everything else. Writes benchmarks/results/samplers.json.
 from dataclasses import replace
 from itertools import product
 
-from lab import MEASURE, encoded, figures, judge, learn, means, negative, recipe, test_pairs
+from lab import MEASURE, encoded, figures, judge, learn, means, recipe, test_pairs
 from measure import publish, table
 
 from reneg_core.evaluation import Mode
@@ -27,8 +27,8 @@ def learned() -> dict[str, tuple[str, Mode]]:
     config = recipe()
     fixed, many = replace(config, jitter=Jitter()), config
     return {
-        "fixed": (config.sampling.describe(), Mode(negative(learn(fixed)[0]))),
-        "jittered": (str(config.jitter.to_mapping()), Mode(negative(learn(many)[0]))),
+        "fixed": (config.sampling.describe(), Mode(learn(fixed)[0].conditioning())),
+        "jittered": (str(config.jitter.to_mapping()), Mode(learn(many)[0].conditioning())),
     }
 
 

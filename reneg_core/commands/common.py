@@ -3,7 +3,7 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -100,6 +100,15 @@ def default_sampling(model: str) -> Sampling:
 def default_batch_size(model: str) -> int:
     """Pictures at once where nothing else says it."""
     return 64 if model == "tiny" else 4
+
+
+def setting_lines(settings: Mapping[str, Any]) -> list[str]:
+    """``name=value`` for every setting, as overrides are written; nested ones with a dot."""
+    lines = []
+    for name, value in settings.items():
+        nested = value.items() if isinstance(value, Mapping) else ()
+        lines += [f"{name}.{inner}={v!r}" for inner, v in nested] or [f"{name}={value!r}"]
+    return lines
 
 
 def load_model_of(args: argparse.Namespace) -> DiffusionModel:

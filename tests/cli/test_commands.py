@@ -304,6 +304,15 @@ def test_options_win_over_what_the_embedding_was_learned_for(tmp_path: Path, lea
     assert "(as asked for)" in said and said.count("note: the embedding was learned for 5 DPM-Solver++(2M) steps") == 1
 
 
+def test_adapt_samples_as_the_embedding_was_learned(tmp_path: Path, learned: Path) -> None:
+    options = ["--embedding", str(learned), "--model", str(tmp_path / "model"), "--prompt", "a fox"]
+    options += ["--reward", "brightness", "--output", str(tmp_path / "adapted"), "--set", "steps=1"]
+    for more, expected in (([], {}), (["--set", "guidance_scale=2", "--set", "sampling.steps=4"], {"steps": 4})):
+        assert main(["adapt", *options, *more]) == 0
+        found = load_embedding(tmp_path / "adapted" / "00000.safetensors").sampling
+        assert found == load_embedding(learned).sampling.at_scale(2.0 if more else 4.0).changed(**expected)
+
+
 @pytest.mark.parametrize(("options", "where"), [([], "(the default; the"), (["--solver", "euler"], "(as asked for)")])
 def test_an_embedding_that_does_not_say_gets_the_default(
     tmp_path: Path, learned: Path, options: list[str], where: str, capsys: pytest.CaptureFixture[str]

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(folder: Path, prompts: list[str], seed: int, result: AdaptResult, start: Any) -> None:
-    from ..plots import to_image
+    from ..evaluation import to_image
 
     rows = []
     for index, prompt in enumerate(prompts):

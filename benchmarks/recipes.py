@@ -22,7 +22,7 @@ from reneg_core.model import Conditioning
 from reneg_core.rewards import load_reward
 from reneg_core.sampling import Sampling, sample
 from reneg_core.tiny import measure, train_prompts, validation_prompts
-from reneg_core.training import TrainConfig, Trainer
+from reneg_core.training import Session, TrainConfig, Trainer, split_prompts
 from reneg_core.training.run_config import load_run_config
 
 IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "reward-against-seconds.png"
@@ -81,10 +81,11 @@ def run(config: TrainConfig, model: object, reward: object, judge: Judge) -> lis
             nonlocal spent
             spent += record["seconds"]
             if record["step"] % (config.steps // CHECKS) == 0:
-                points.append((spent, *judge(trainer.parameters["tokens"].detach())))
+                points.append((spent, *judge(trainer.learner.parameters["tokens"].detach())))
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model, reward, train_prompts(), validation_prompts(), config, folder, observer=Watch)
+        prompts = split_prompts(train_prompts(), validation_prompts())
+        trainer = Trainer(model, reward, prompts, config, folder, session=Session(Watch))
         trainer.run()
     return points
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from .model import Conditioning
+from .settings import SAMPLING_HINTS, Sampling
 
 FORMAT = "reneg-embedding"
 FORMAT_VERSION = "1"
@@ -54,7 +55,10 @@ def describe_family(name: str) -> str:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where an embedding came from; every field may be empty for files that do not say."""
+    """Where an embedding came from; every field may be empty for files that do not say.
+
+    sampling: what it was learned for, as :meth:`reneg_core.sampling.Sampling.to_mapping` gives it.
+    """
 
     base_model: str = ""
     base_digest: str = ""
@@ -66,6 +70,7 @@ class Provenance:
     version: str = ""
     source: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,20 @@ class NegativeEmbedding:
         """Text width D."""
         return self.tokens.shape[2]
 
+    @property
+    def sampling(self) -> Sampling | None:
+        """What the embedding was learned for; None where its file does not say.
+
+        Settings that this version does not know are left out. Errors: ValueError for values that cannot be.
+        """
+        recorded = self.provenance.sampling
+        if not recorded:
+            return None
+        try:
+            return Sampling.from_mapping({name: v for name, v in recorded.items() if name in SAMPLING_HINTS})
+        except ValueError as error:
+            raise ValueError(f"Got an embedding with unreadable sampling settings ({error}).") from error
+
     def conditioning(self) -> Conditioning:
         """The embedding as the denoiser takes it, one row."""
         return Conditioning(self.tokens, self.mask, self.pooled)
@@ -154,19 +173,20 @@ class NegativeEmbedding:
             raise ValueError("Got one embedding with a pooled vector and one without; expected both or neither.")
         pooled = None if self.pooled is None else torch.lerp(self.pooled, other.pooled, weight)
         notes = {"operation": f"blend {weight:g}", "of": [asdict(self.provenance), asdict(other.provenance)]}
-        provenance = Provenance(base_model=self.provenance.base_model, notes=notes)
+        ours, theirs = self.provenance.sampling, other.provenance.sampling
+        provenance = Provenance(
+            base_model=self.provenance.base_model, notes=notes, sampling=ours if ours == theirs else {}
+        )
         return replace(self, tokens=torch.lerp(self.tokens, other.tokens, weight), pooled=pooled, provenance=provenance)
 
     def toward_null(self, null: Conditioning, strength: float) -> "NegativeEmbedding":
         """``null + strength * (self - null)``: 0 is the empty prompt, 1 this embedding, above 1 exaggerates.
 
-        null: the model's encoding of the empty prompt, tokens ``[1,L,D]``.
+        null: the model's encoding of the empty prompt, tokens ``[1,L,D]``; without a mask it attends to all of them.
+        Errors: ValueError where the two differ in length, in what they attend to, or in having a pooled vector.
         """
-        base = NegativeEmbedding(null.tokens, self.family, null.mask if self.mask is not None else None, null.pooled)
-        if self.pooled is None:
-            base = replace(base, pooled=None)
-        elif base.pooled is None:
-            raise ValueError("Got no pooled vector for the empty prompt, expected one as the embedding has one.")
+        everywhere = torch.ones(null.tokens.shape[:2]) if null.mask is None else null.mask
+        base = NegativeEmbedding(null.tokens, self.family, None if self.mask is None else everywhere, null.pooled)
         blended = base.blend(self, strength)
         notes = {**self.provenance.notes, "strength": strength}
         return replace(blended, provenance=replace(self.provenance, notes=notes))
@@ -313,7 +333,9 @@ def _from_own_layout(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
     try:
         stored = json.loads(metadata.get("provenance", "{}"))
         provenance = Provenance(**{k: v for k, v in stored.items() if k in Provenance.__dataclass_fields__})
-    except (TypeError, ValueError) as error:
+        if not isinstance(provenance.sampling, Mapping):
+            raise TypeError(f"sampling is {type(provenance.sampling).__name__}, no mapping")
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"Got unreadable provenance in {path.name} ({error}); the file was altered.") from error
     layout = ("tokens", "mask", "pooled") if "tokens" in tensors else ("conditioning_data_0", "attention_mask_0", "")
     tokens, mask, pooled = (tensors.get(key) for key in layout)

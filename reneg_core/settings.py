@@ -84,6 +84,11 @@ class Sampling:
         """The same with another guidance scale."""
         return replace(self, guidance=replace(self.guidance, scale=scale))
 
+    def equals(self, other: "Sampling") -> bool:
+        """Whether both make the same pictures: ``ddim`` and ``euler`` are two names of one solver."""
+        first, second = (replace(s, solver="euler" if s.solver == "ddim" else s.solver) for s in (self, other))
+        return first == second
+
     def describe(self) -> str:
         """In words: "10 Euler steps, trailing spacing, guidance scale 3"; neutral settings are left out."""
         guidance, size = self.guidance, self.size

@@ -3,7 +3,7 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..embedding import NegativeEmbedding
 from ..model import DiffusionModel
 from ..sampling import SOLVER_WORDS, SPACINGS, Sampling
 
@@ -75,6 +76,22 @@ def sampling_of(args: argparse.Namespace, default: Sampling) -> Sampling:
     return default.changed(**given_sampling(args))
 
 
+def chosen_sampling(args: argparse.Namespace, embedding: NegativeEmbedding | None) -> Sampling:
+    """How to sample: what the command line names, then what ``embedding`` was learned for, then the default.
+
+    Says on stderr which it is, and where the command line departs from what the embedding was learned for.
+    """
+    recorded = embedding.sampling if embedding else None
+    sampling = sampling_of(args, recorded or default_sampling(args.model))
+    where = "as the embedding was learned" if recorded and sampling.equals(recorded) else "as asked for"
+    if not recorded and not given_sampling(args):
+        where = "the default; the embedding's file does not say" if embedding else "the default"
+    print(f"sampling: {sampling.describe()} ({where})", file=sys.stderr)
+    if recorded and not sampling.equals(recorded):
+        print(f"note: the embedding was learned for {recorded.describe()}", file=sys.stderr)
+    return sampling
+
+
 def default_sampling(model: str) -> Sampling:
     """How pictures are made where nothing else says it: 30 DDIM steps at 7.5, or at the tiny world's 3."""
     return Sampling(solver="ddim").at_scale(3.0 if model == "tiny" else 7.5)
@@ -83,6 +100,15 @@ def default_sampling(model: str) -> Sampling:
 def default_batch_size(model: str) -> int:
     """Pictures at once where nothing else says it."""
     return 64 if model == "tiny" else 4
+
+
+def setting_lines(settings: Mapping[str, Any]) -> list[str]:
+    """``name=value`` for every setting, as overrides are written; nested ones with a dot."""
+    lines = []
+    for name, value in settings.items():
+        nested = value.items() if isinstance(value, Mapping) else ()
+        lines += [f"{name}.{inner}={v!r}" for inner, v in nested] or [f"{name}={value!r}"]
+    return lines
 
 
 def load_model_of(args: argparse.Namespace) -> DiffusionModel:

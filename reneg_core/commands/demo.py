@@ -2,13 +2,13 @@
 
 import argparse
 import time
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from ..embedding import atomic_write
 from ..evaluation import Keep, Pairs, Rivals, Words, compare_rivals, headline, prepare_folder, write_report
 from ..evaluation.modes import EMBEDDING, TEXT
-from ..training import AdaptConfig, TrainConfig
+from ..training import AdaptConfig, Session, TrainConfig
 from ..training.config import RolloutConfig
 from ..training.run_config import load_run_config
 from ..training.workers import Workers
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     clock = time.monotonic()
     observer = ProgressObserver(config.steps, 0, directory)
     with graceful_stop() as should_stop:
-        trainer = job.trainer(config, Workers(), observer=observer, should_stop=should_stop, resume=True)
+        trainer = job.trainer(config, Session(observer, should_stop, resume=True))
         atomic_write(directory / "config.yaml", config.to_yaml().encode())
         try:
             result = trainer.run()
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
     write_report(
         directory, evaluation, title="A negative embedding for the tiny world", records=trainer.files.records(),
-        config=asdict(config), embedding=result.embedding, command="python -m reneg_core demo",
+        config=config.to_mapping(), embedding=result.embedding, command="python -m reneg_core demo",
     )  # fmt: skip
     print(f"\nlearned in {learned:.0f} s, {time.monotonic() - clock:.0f} s with adaptation and evaluation")
     print(headline(evaluation))

@@ -7,19 +7,17 @@ from typing import Any
 
 import torch
 
-from ..embedding import load_embedding
-from ..guidance import strengthen
+from ..embedding import NegativeEmbedding, load_embedding
 from ..model import Conditioning, DiffusionModel
 from ..sampling import Sampling, sample
 from .common import (
     HANDCRAFTED,
     add_model_options,
     add_sampling_options,
+    chosen_sampling,
     default_batch_size,
-    default_sampling,
     load_model_of,
     read_prompts,
-    sampling_of,
 )
 
 DESCRIPTION = """\
@@ -27,6 +25,8 @@ Make pictures. --prompt-type says what stands in the negative branch:
   neg_emb      the embedding of --neg-embedding
   neg_prompt   the text of --negative-prompt (default: the handcrafted one that ReNeg is compared with)
   only_pos     the empty prompt
+
+An embedding's file says which sampling it was learned for; without options that one is used.
 
   reneg infer --model sd15/ --neg-embedding sd1.5_reneg_emb.bin --prompt "a red fox in the snow"
 """
@@ -37,7 +37,9 @@ def add_parser(subparsers: Any) -> None:
         "infer", help="make pictures", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_model_options(parser, dtype="fp32")
-    add_sampling_options(parser, "30 DDIM steps at guidance scale 7.5 (the tiny world: 3)")
+    add_sampling_options(
+        parser, "what the embedding was learned for, else 30 DDIM steps at guidance scale 7.5 (the tiny world: 3)"
+    )
     parser.add_argument("--prompt", action="append", default=[], help="repeat for several")
     parser.add_argument("--prompts", default="", metavar="FILE", help="text file with one prompt per line")
     parser.add_argument("--prompt-type", choices=("neg_emb", "neg_prompt", "only_pos"), default="neg_emb")
@@ -55,11 +57,11 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write one PNG per picture, with its settings in the file, and print their paths."""
     args.batch_size = args.batch_size or default_batch_size(args.model)
-    sampling = sampling_of(args, default_sampling(args.model))
     prompts = args.prompt or read_prompts(args.prompts, "test", args.model)
     if args.prompt_type == "neg_emb" and not args.neg_embedding:
         raise ValueError("--prompt-type neg_emb needs --neg-embedding FILE. Try that, or neg_prompt, or only_pos.")
     embedding = load_embedding(args.neg_embedding) if args.prompt_type == "neg_emb" else None
+    sampling = chosen_sampling(args, embedding)
     model = load_model_of(args)
     if embedding:
         embedding.require(model.family, model.width, model.max_tokens)
@@ -69,20 +71,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def negative_of(model: DiffusionModel, embedding: Any, args: argparse.Namespace) -> Conditioning:
-    """The negative branch's conditioning, one row."""
-    null = model.encode([""])
+def negative_of(model: DiffusionModel, embedding: NegativeEmbedding | None, args: argparse.Namespace) -> Conditioning:
+    """The negative branch's conditioning, one row, with every part that the embedding has."""
     if embedding:
-        tokens = embedding.conditioning().to(model.device).tokens
-        if args.strength == 1:
-            return Conditioning(tokens)
-        return Conditioning(strengthen(null.tokens, tokens, args.strength))
-    return model.encode([args.negative_prompt]) if args.prompt_type == "neg_prompt" else null
+        if args.strength != 1:
+            embedding = embedding.toward_null(model.encode([""]), args.strength)
+        return embedding.conditioning().to(model.device)
+    return model.encode([args.negative_prompt if args.prompt_type == "neg_prompt" else ""])
 
 
 @torch.no_grad()
 def _draw(
-    model: DiffusionModel, jobs: list[tuple[str, int]], embedding: Any, sampling: Sampling, args: argparse.Namespace
+    model: DiffusionModel,
+    jobs: list[tuple[str, int]],
+    embedding: NegativeEmbedding | None,
+    sampling: Sampling,
+    args: argparse.Namespace,
 ) -> list[Path]:
     from PIL.PngImagePlugin import PngInfo
 

@@ -48,6 +48,7 @@ def describe(embedding: NegativeEmbedding) -> dict[str, Any]:
         "norm": round(embedding.tokens.norm().item(), 4),
         "token norms": f"{norms.min():.3f} .. {norms.max():.3f}, mean {norms.mean():.3f}",
     }
+    facts["learned for"] = embedding.sampling.describe() if embedding.sampling else "unknown: the file does not say"
     known = {name: value for name, value in asdict(embedding.provenance).items() if value not in ("", None, {}, 0, 0.0)}
     return facts | {"provenance": known or "none: the file does not say where it comes from"}
 
@@ -59,7 +60,11 @@ def as_text(facts: dict[str, Any], indent: str = "") -> str:
         if isinstance(value, dict):
             lines += [f"{indent}{name}:", as_text(value, indent + "  ")]
         elif isinstance(value, list):
-            lines.append(f"{indent}{name}: " + " ".join(f"{item:.3f}" for item in value))
+            lines.append(f"{indent}{name}: " + " ".join(map(_short, value)))
         else:
             lines.append(f"{indent}{name}: {value:.4f}" if isinstance(value, float) else f"{indent}{name}: {value}")
     return "\n".join(lines)
+
+
+def _short(item: Any) -> str:
+    return f"{item:.3f}" if isinstance(item, float) else str(item)

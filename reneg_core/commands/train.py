@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 import time
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import torch
 from ..embedding import atomic_write
 from ..model import DiffusionModel
 from ..rewards import Reward, load_reward
-from ..training import Batch, Reach, Trainer, TrainResult, reward_gradient
+from ..training import Batch, Prompts, Reach, Session, Trainer, TrainResult, reward_gradient, split_prompts
 from ..training.run_config import RunConfig, load_run_config, recipe_names
 from ..training.workers import Workers, pick_workers
-from .common import ProgressObserver, graceful_stop, read_prompts
+from .common import ProgressObserver, graceful_stop, read_prompts, setting_lines
 
 DESCRIPTION = """\
 Learn a negative embedding by gradient ascent on a reward, with guidance inside the training.
@@ -47,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _settings_help() -> str:
-    lines = [f"  {field.name}={field.default!r}" for field in fields(RunConfig)]
+    lines = [f"  {line}" for line in setting_lines(RunConfig().to_mapping())]
     return "\nSettings and their defaults (their meaning: docs/recipes.md):\n" + "\n".join(lines) + "\n"
 
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     directory = Path(config.output)
     observer = ProgressObserver(config.steps, 0, directory, config.tensorboard, quiet)
     with graceful_stop() as should_stop:
-        trainer = job.trainer(config, workers, observer=observer, should_stop=should_stop, resume=args.resume)
+        trainer = job.trainer(config, Session(observer, should_stop, args.resume, workers))
         if not quiet:
             atomic_write(directory / "config.yaml", config.to_yaml().encode())
         try:
@@ -74,26 +74,32 @@ def run(args: argparse.Namespace) -> int:
     return 130 if result.reason == "stopped" else 0
 
 
+@dataclass(frozen=True)
 class Job:
     """Model, rewards and prompts of a configuration, loaded and checked."""
 
-    def __init__(
-        self, model: DiffusionModel, reward: Reward, watch: Reward | None, prompts: list[str], held: list[str]
-    ):
-        self.model, self.reward, self.watch, self.prompts, self.validation_prompts = model, reward, watch, prompts, held
+    model: DiffusionModel
+    reward: Reward
+    watch: Reward | None
+    prompts: Prompts
 
-    def trainer(self, config: RunConfig, workers: Workers, **options: Any) -> Trainer:
+    def trainer(self, config: RunConfig, session: Session) -> Trainer:
         return Trainer(
-            self.model, self.reward, self.prompts, self.validation_prompts, config.train_config(), config.output,
-            watch=self.watch, workers=workers, **options,
-        )  # fmt: skip
+            self.model,
+            self.reward,
+            self.prompts,
+            config.train_config(),
+            config.output,
+            watch=self.watch,
+            session=session,
+        )
 
 
 def prepare(config: RunConfig, workers: Workers) -> Job:
     """Read the prompts first (cheap), then load rewards and model, so that mistakes show before long work."""
     from ..backends import load_model
 
-    prompts, held = training_prompts(config)
+    prompts = training_prompts(config)
     device = str(getattr(workers, "device", config.device))
     model = load_model(config.model, device=device, dtype=config.dtype, config=config.model_config or None)
     rewards = [
@@ -102,17 +108,14 @@ def prepare(config: RunConfig, workers: Workers) -> Job:
     ]
     if rewards[0] is None:
         raise ValueError("Got no reward, expected a name or a mix. Try `reneg rewards` for what there is.")
-    return Job(model, rewards[0], rewards[1], prompts, held)
+    return Job(model, rewards[0], rewards[1], prompts)
 
 
-def training_prompts(config: RunConfig) -> tuple[list[str], list[str]]:
+def training_prompts(config: RunConfig) -> Prompts:
     """Training and validation prompts; without a validation file every tenth training prompt is held out."""
-    prompts = read_prompts(config.prompts, "train", config.model)
-    if config.validation_prompts or not config.prompts:
-        return prompts, read_prompts(config.validation_prompts, "validation", config.model)
-    if len(prompts) < 10:
-        return prompts, prompts
-    return [p for i, p in enumerate(prompts) if i % 10], prompts[::10]
+    own = bool(config.validation_prompts) or not config.prompts  # the tiny world has validation prompts
+    held = read_prompts(config.validation_prompts, "validation", config.model) if own else ()
+    return split_prompts(read_prompts(config.prompts, "train", config.model), held)
 
 
 def report_dry_run(config: RunConfig, job: Job) -> int:
@@ -121,7 +124,7 @@ def report_dry_run(config: RunConfig, job: Job) -> int:
     steps = max([config.sampling.steps, *config.jitter.steps])
     recorded = min(config.through or steps, steps)
     sampling = config.sampling.changed(solver="euler", steps=recorded, guidance_start=0.0, guidance_end=1.0)
-    prompt, storages = job.prompts[:1], {}
+    prompt, storages = [job.prompts.train[0]], {}
     parameters = _parameters(model, job.reward, job.watch)
     owned = {parameter.untyped_storage().data_ptr() for parameter in parameters}
 
@@ -150,7 +153,7 @@ def report_dry_run(config: RunConfig, job: Job) -> int:
     total = (weights + kept * config.micro_batch) / 2**20
     print(config.to_yaml())
     print(f"model {model.name}: {model.family}, width {model.width}, on {model.device}")
-    print(f"prompts: {len(job.prompts)} for training, {len(job.validation_prompts)} for validation")
+    print(f"prompts: {len(job.prompts.train)} for training, {len(job.prompts.validation)} for validation")
     print(f"memory: about {total:,.0f} MiB at micro_batch {config.micro_batch} ({weights / 2**20:,.0f} MiB weights, ")
     print(f"        {kept / 2**20:,.0f} MiB activations a sample); halved automatically if it does not fit")
     print(f"time:   at most about {seconds:,.1f} s a step, {seconds * config.steps / 3600:,.1f} h in all")

@@ -1,10 +1,11 @@
 """Learning negative embeddings: one for all prompts (:class:`Trainer`) or one per sample (:func:`adapt`)."""
 
-from .adapt import AdaptResult, adapt
+from .adapt import AdaptResult, adapt, adapt_table
 from .config import AdaptConfig, ConfigError, TrainConfig
 from .objective import Batch, Reach, RewardGradient, reward_gradient
+from .prompts import Prompts, split_prompts
 from .results import Observer, TrainResult
-from .trainer import Trainer
+from .trainer import Session, Trainer
 
 __all__ = [
     "AdaptConfig",
@@ -12,11 +13,15 @@ __all__ = [
     "Batch",
     "ConfigError",
     "Observer",
+    "Prompts",
     "Reach",
     "RewardGradient",
+    "Session",
     "TrainConfig",
     "TrainResult",
     "Trainer",
     "adapt",
+    "adapt_table",
     "reward_gradient",
+    "split_prompts",
 ]

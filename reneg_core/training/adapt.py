@@ -5,7 +5,7 @@ best iterate by the reward of the finished picture, so that no pair ends below i
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,8 +13,10 @@ from torch import Tensor
 from ..embedding import NegativeEmbedding
 from ..model import Conditioning, DiffusionModel
 from ..rewards import Reward
+from ..sampling import Sampling, sample
 from . import schedule
 from .config import AdaptConfig
+from .loss_scale import loss_scale_for
 from .memory import micro_batches
 from .objective import Batch, Reach, reward_gradient
 
@@ -25,7 +27,7 @@ class AdaptResult:
 
     negatives: tokens ``[N,L,D]`` (and mask, pooled of N rows) on the CPU; start_rewards, rewards: ``[N]`` of the
     finished picture before and after, rewards >= start_rewards; steps: ``[N]`` int64, the step each best came from;
-    images: ``[N,3,H,W]``, the finished pictures of the best iterates.
+    images: ``[N,3,H,W]``, the finished pictures of the best iterates; sampling: how those were made.
     """
 
     negatives: Conditioning
@@ -33,11 +35,13 @@ class AdaptResult:
     rewards: Tensor
     steps: Tensor
     images: Tensor
+    sampling: Sampling
 
     def embedding(self, index: int, start: NegativeEmbedding) -> NegativeEmbedding:
-        """Row ``index`` as a file-ready embedding with ``start``'s family and provenance."""
-        row = self.negatives[[index]]
-        return NegativeEmbedding(row.tokens, start.family, row.mask, row.pooled, start.provenance)
+        """Row ``index`` as a file-ready embedding with ``start``'s family and provenance, learned for ``sampling``."""
+        row, scale = self.negatives[[index]], self.sampling.guidance.scale
+        provenance = replace(start.provenance, sampling=self.sampling.to_mapping(), guidance_scale=scale)
+        return NegativeEmbedding(row.tokens, start.family, row.mask, row.pooled, provenance)
 
 
 @dataclass
@@ -77,14 +81,15 @@ def adapt(
         raise ValueError(f"Got {len(prompts)} prompts and {len(seeds)} seeds, expected equal numbers, at least one.")
     start.require(model.family, model.width, model.max_tokens)
 
-    def work(rows: range) -> AdaptResult:
-        part = [prompts[i] for i in rows], [seeds[i] for i in rows]
-        result = _adapt_batch(model, reward, *part, start.conditioning(), config, should_stop or (lambda: False))
-        if progress:
-            progress(len(rows))
-        return result
-
     def prepared(model: DiffusionModel) -> list[AdaptResult]:
+        def work(rows: range) -> AdaptResult:
+            part, noise = [prompts[i] for i in rows], model.noise([seeds[i] for i in rows], config.sampling.size)
+            pairs = _Pairs(part, model.encode(part), noise)
+            result = _adapt_batch(model, reward, pairs, start.conditioning(), config, should_stop or (lambda: False))
+            if progress:
+                progress(len(rows))
+            return result
+
         model.checkpointing(config.checkpointing)
         try:
             return list(micro_batches(range(len(prompts)), config.micro_batch, work))
@@ -96,47 +101,91 @@ def adapt(
     rest = start.conditioning()
     negatives = Conditioning(tokens, *(_repeat(t, len(prompts)) for t in (rest.mask, rest.pooled)))
     starts, steps, images = (torch.cat([getattr(p, f) for p in parts]) for f in ("start_rewards", "steps", "images"))
-    return AdaptResult(negatives, starts, rewards, steps, images)
+    return AdaptResult(negatives, starts, rewards, steps, images, config.sampling)
+
+
+def adapt_table(
+    model: DiffusionModel,
+    reward: Reward,
+    prompts: Sequence[str],
+    seeds: Sequence[Sequence[int]],
+    start: NegativeEmbedding | None,
+    config: AdaptConfig,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> AdaptResult:
+    """Adapt ``start`` to every pair of a comparison: ``seeds[i]`` are those of ``prompts[i]``.
+
+    The rows come in pair order, all seeds of the first prompt first. Errors: as :func:`adapt`; ValueError without
+    an embedding to start from.
+    """
+    if start is None:
+        raise ValueError("Got no embedding to adapt, expected one. Try a learned embedding, or leave adaptation out.")
+    pairs = [(prompt, seed) for prompt, row in zip(prompts, seeds, strict=True) for seed in row]
+    return adapt(model, reward, [p for p, _ in pairs], [s for _, s in pairs], start, config, progress=progress)
 
 
 def _repeat(tensor: Tensor | None, count: int) -> Tensor | None:
     return None if tensor is None else tensor.expand(count, *tensor.shape[1:])
 
 
+@dataclass(frozen=True)
+class _Pairs:
+    """A batch of pairs, encoded and drawn once."""
+
+    prompts: list[str]
+    positive: Conditioning
+    noise: Tensor
+
+    def batch(self, rows: Tensor) -> Batch:
+        return Batch([self.prompts[row] for row in rows], self.positive[rows], self.noise[rows])
+
+
 def _adapt_batch(
     model: DiffusionModel,
     reward: Reward,
-    prompts: list[str],
-    seeds: list[int],
+    pairs: _Pairs,
     start: Conditioning,
     config: AdaptConfig,
     should_stop: Callable[[], bool],
 ) -> AdaptResult:
     """A batch of pairs; pairs that ran out of patience leave it. Only the tokens are adapted."""
-    count, device = len(prompts), model.device
-    positive, noise = model.encode(prompts), model.noise(seeds, config.sampling.size)
+    count, scale = len(pairs.prompts), loss_scale_for(model)
     tokens = [start.tokens[0].clone().requires_grad_() for _ in range(count)]
     optimizer = torch.optim.AdamW(tokens, lr=config.learning_rate, betas=config.betas, weight_decay=0, maximize=True)
-    rest = [None if t is None else t.to(device) for t in (start.mask, start.pooled)]
     best, starts, alive = None, None, torch.arange(count)
     for step in range(config.steps + 1):
         current = torch.stack([tokens[row].detach() for row in alive])
-        negative = Conditioning(current.to(device), *(_repeat(t, len(alive)) for t in rest))
-        points = schedule.gradient_points(config.window_of(config.sampling), config.points, "adapt", step)
-        reach = Reach(points, config.through, complete=True, checkpoint_reward=config.checkpointing)
-        batch = Batch([prompts[row] for row in alive], positive[alive], noise[alive])
-        found = reward_gradient(model, reward, batch, negative, config.sampling, reach)
-        scores, images = found.final_rewards.cpu(), found.images.cpu()
+        rest = (_repeat(part, len(alive)) for part in (start.mask, start.pooled))
+        negative, batch = Conditioning(current, *rest).to(model.device), pairs.batch(alive)
+        if step < config.steps:
+            points = schedule.gradient_points(config.window_of(config.sampling), config.points, "adapt", step)
+            reach = Reach(points, config.through, True, scale.value, config.checkpointing)
+            found = reward_gradient(model, reward, batch, negative, config.sampling, reach)
+            images, scores = found.images.cpu(), found.final_rewards.cpu()
+        else:
+            images, scores = _finished(model, reward, batch, negative, config)
         if best is None:
             starts = scores.clone()
             best = _Best(current.clone(), scores.clone(), torch.zeros(count, dtype=torch.int64), images.clone())
         best.update(alive, step, current, scores, images)
         keep = step - best.steps[alive] < config.patience
-        alive, gradients = alive[keep], found.tokens.cpu()[keep]
-        if not len(alive) or step == config.steps or should_stop():
+        if not keep.any() or step == config.steps or should_stop():
             break
+        alive, gradients = alive[keep], found.tokens.cpu()[keep]
+        sound = gradients.flatten(1).isfinite().all(1)
+        scale.update(bool(sound.all()))
         optimizer.zero_grad(set_to_none=True)
-        for row, gradient in zip(alive, gradients, strict=True):
-            tokens[row].grad = gradient.nan_to_num(0, 0, 0)
+        for row, gradient in zip(alive[sound], gradients[sound], strict=True):
+            tokens[row].grad = gradient
         optimizer.step()
-    return AdaptResult(Conditioning(best.tokens), starts, best.rewards, best.steps, best.images)
+    return AdaptResult(Conditioning(best.tokens), starts, best.rewards, best.steps, best.images, config.sampling)
+
+
+@torch.no_grad()
+def _finished(
+    model: DiffusionModel, reward: Reward, batch: Batch, negative: Conditioning, config: AdaptConfig
+) -> tuple[Tensor, Tensor]:
+    """The finished pictures and their rewards, on the CPU."""
+    images = model.decode(sample(model, batch.positive, negative, batch.noise, config.sampling))
+    return images.cpu(), reward.score(images, list(batch.prompts)).cpu()

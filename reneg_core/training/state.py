@@ -11,46 +11,65 @@ import torch
 from torch import Tensor
 
 from ..embedding import atomic_save
+from .config import TrainConfig
+from .loss_scale import LossScale
+from .names import normalised
 
 FORMAT = "reneg-checkpoint-1"
 PART_NAMES = ("tokens", "pooled")
+LEARNER_GROUPS = ("tensors", "first", "second")
 
 
 @dataclass
-class TrainState:
-    """The numbers of a run at ``step`` finished steps; tensors are float32 on the CPU.
+class LearnerState:
+    """What the next optimizer step depends on; float32 on the CPU, by part (tokens, pooled).
 
-    tensors: tokens and, where the model needs it, pooled; first, second: AdamW's moments; best: the tensors of the
-    best validation. loss_scale multiplies the reward before a half-precision backward pass.
+    tensors: the embedding; first, second: AdamW's moments; updates: optimizer steps that were applied.
     """
 
     tensors: dict[str, Tensor]
     first: dict[str, Tensor] = field(default_factory=dict)
     second: dict[str, Tensor] = field(default_factory=dict)
-    best: dict[str, Tensor] = field(default_factory=dict)
-    step: int = 0
     updates: int = 0
+
+
+@dataclass
+class Progress:
+    """How far a run is, and what it has found: ``best`` are the tensors of the best validation."""
+
+    best: dict[str, Tensor]
+    step: int = 0
     best_step: int = 0
     best_reward: float = float("-inf")
     start_reward: float | None = None
     start_watch: float | None = None
     without_best: int = 0
-    skipped_in_a_row: int = 0
     micro_batch: int = 1
-    loss_scale: float = 1.0
     seconds: float = 0.0
     validated_at: int = -1
     finished: bool = False
 
-    GROUPS = ("tensors", "first", "second", "best")
+
+@dataclass
+class TrainState:
+    """A whole checkpoint; see its parts. ``scale``: the loss scale."""
+
+    learner: LearnerState
+    progress: Progress
+    scale: LossScale
 
     def save(self, path: Path, context: Mapping[str, Any]) -> None:
         """Write atomically; ``context`` says what the run is (configuration, digests) and is checked on resuming."""
-        packed = {f"{group}.{name}": t for group in self.GROUPS for name, t in getattr(self, group).items()}
-        numbers = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.GROUPS}
-        atomic_save(
-            packed, path, {"format": FORMAT, "state": json.dumps(numbers), "context": json.dumps(context, default=list)}
-        )
+        tensors = {group: getattr(self.learner, group) for group in LEARNER_GROUPS} | {"best": self.progress.best}
+        packed = {f"{group}.{name}": tensor for group, parts in tensors.items() for name, tensor in parts.items()}
+        numbers = {name: value for name, value in vars(self.progress).items() if name != "best"}
+        numbers |= {"updates": self.learner.updates, "scale": vars(self.scale)}
+        metadata = {
+            "format": FORMAT,
+            "state": json.dumps(numbers),
+            "context": json.dumps(context, default=list),
+        }
+        atomic_save(packed, path, metadata)
 
 
 def load_state(path: Path) -> tuple[TrainState, dict[str, Any]]:
@@ -65,11 +84,19 @@ def load_state(path: Path) -> tuple[TrainState, dict[str, Any]]:
         raise ValueError(f"{path.name} is no whole checkpoint ({error}).") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"Got format {metadata.get('format')!r} in {path.name}, expected {FORMAT}.")
-    groups: dict[str, dict[str, Tensor]] = {group: {} for group in TrainState.GROUPS}
+    groups: dict[str, dict[str, Tensor]] = {group: {} for group in (*LEARNER_GROUPS, "best")}
     for key, tensor in packed.items():
         group, _, name = key.partition(".")
         groups[group][name] = tensor
-    return TrainState(**groups, **json.loads(metadata["state"])), json.loads(metadata["context"])
+    return _unpacked(groups, json.loads(metadata["state"])), json.loads(metadata["context"])
+
+
+def _unpacked(groups: dict[str, dict[str, Tensor]], numbers: dict[str, Any]) -> TrainState:
+    """Older checkpoints have two numbers, ``loss_scale`` and ``skipped_in_a_row``, in place of ``scale``."""
+    value, skipped = numbers.pop("loss_scale", 1.0), numbers.pop("skipped_in_a_row", 0)
+    scale = LossScale(**numbers.pop("scale", {"value": value, "highest": value, "skipped": skipped}))
+    learner = LearnerState(*(groups[group] for group in LEARNER_GROUPS), numbers.pop("updates"))
+    return TrainState(learner, Progress(groups["best"], **numbers), scale)
 
 
 class RunDirectory:
@@ -100,7 +127,7 @@ class RunDirectory:
 
     def save(self, state: TrainState, context: Mapping[str, Any]) -> Path:
         """Write this step's checkpoint, then drop the oldest beyond ``keep``."""
-        path = self.path / "checkpoints" / f"step-{state.step:08d}.safetensors"
+        path = self.path / "checkpoints" / f"step-{state.progress.step:08d}.safetensors"
         state.save(path, context)
         for old in self.checkpoints()[: -self.keep]:
             old.unlink(missing_ok=True)
@@ -138,12 +165,28 @@ def clone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def changed(old: Mapping[str, Any], new: Mapping[str, Any], free: frozenset[str]) -> list[str]:
     """One sentence for every setting that differs and is not free to change."""
-    plain = json.loads(json.dumps(new, default=list))
+    old, plain = _flat(_renewed(old)), _flat(json.loads(json.dumps(new, default=list)))
     return [
         f"{name}: the run was started with {old.get(name)!r}, now it is {plain.get(name)!r}."
         for name in sorted(set(old) | set(plain))
         if old.get(name) != plain.get(name) and name not in free
     ]
+
+
+def _renewed(context: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored context under the names of today, with the defaults of settings that did not exist yet."""
+    context = normalised(context)
+    known = {part.name for part in fields(TrainConfig)}
+    settings = TrainConfig.from_mapping({name: value for name, value in context.items() if name in known})
+    return {**context, **settings.to_mapping()}
+
+
+def _flat(context: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in context.items():
+        found |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def digest_of(prompts: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from reneg_core.backends import load_model
 from reneg_core.model import Conditioning
 from reneg_core.rewards import load_reward
 from reneg_core.sampling import sample
-from reneg_core.training import Trainer
+from reneg_core.training import Prompts, Trainer
 from reneg_core.training.run_config import load_run_config
 
 
@@ -18,7 +18,8 @@ def test_the_learned_negative_beats_the_empty_and_the_handwritten_one(tmp_path: 
     recipe = load_run_config("demo").train_config()
     config = replace(recipe, steps=20, batch_size=8, micro_batch=8, validate_every=20, validation_pairs=24)
     model, prompts = load_model("tiny", device="cpu"), tiny.validation_prompts()
-    result = Trainer(model, load_reward("tiny"), tiny.train_prompts(), prompts, config, tmp_path).run()
+    split = Prompts(tiny.train_prompts(), prompts)
+    result = Trainer(model, load_reward("tiny"), split, config, tmp_path).run()
     assert result.best_reward > result.start_reward + 0.3
 
     def measured(negative: Conditioning) -> float:

@@ -1,16 +1,19 @@
 """Per-sample adaptation: never below its start, early stop per pair, batched equals single."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from doubles import Constant, Curved
+from doubles import Constant, Curved, Recorder, Wrapped
 
 from reneg_core import NegativeEmbedding
 from reneg_core.model import Conditioning
-from reneg_core.sampling import sample
-from reneg_core.training import AdaptConfig, Rollout, adapt
+from reneg_core.sampling import Sampling, sample
+from reneg_core.training import AdaptConfig, adapt, adapt_table
 
 PROMPTS, SEEDS = ["a red fox", "blue", "sun over sea"], [1, 2, 3]
-CONFIG = AdaptConfig(steps=4, sampling_steps=4, learning_rate=0.05, window=(0, 4), points=2, guidance_scale=4.0)
+SAMPLING = Sampling(steps=4).at_scale(4.0)
+CONFIG = AdaptConfig(steps=4, sampling=SAMPLING, learning_rate=0.05, window=(0, 4), points=2)
 
 
 @pytest.fixture
@@ -28,10 +31,7 @@ def test_improves_and_never_falls_below_the_start(model, start) -> None:
 
 def test_rewards_are_those_of_the_finished_pictures(model, start) -> None:
     result = adapt(model, Curved(), PROMPTS, SEEDS, start, CONFIG)
-    rollout = Rollout(model.sigmas(4), CONFIG.guidance())
-    latents = sample(
-        model, model.encode(PROMPTS), result.negatives, model.noise(SEEDS), rollout.sigmas, rollout.guidance
-    )
+    latents = sample(model, model.encode(PROMPTS), result.negatives, model.noise(SEEDS), SAMPLING)
     images = model.decode(latents)
     assert torch.allclose(Curved().score(images, PROMPTS), result.rewards, atol=1e-4)
     assert torch.allclose(images, result.images, atol=1e-4)
@@ -61,6 +61,7 @@ def test_patience_ends_pairs_that_do_not_improve(model, start) -> None:
 def test_row_becomes_a_file_ready_embedding(model, start) -> None:
     result = adapt(model, Curved(), PROMPTS, SEEDS, start, CONFIG)
     assert torch.equal(result.embedding(1, start).tokens[0], result.negatives.tokens[1])
+    assert result.embedding(1, start).sampling == SAMPLING and start.sampling is None
 
 
 def test_bad_input(model, start) -> None:
@@ -74,3 +75,71 @@ def test_all_positions_of_a_mask_are_kept(model) -> None:
     masked = NegativeEmbedding(model.encode([""]).tokens, model.family, torch.ones(1, 16))
     result = adapt(model, Curved(), PROMPTS, SEEDS, masked, AdaptConfig(**{**vars(CONFIG), "steps": 1}))
     assert isinstance(result.negatives, Conditioning) and result.negatives.mask.shape == (3, 16)
+
+
+@pytest.mark.parametrize("sampling", [Sampling("dpmpp_2m", 4, "karras"), Sampling("euler", 4, "trailing")])
+def test_the_pictures_are_those_of_the_given_sampling(model, start, sampling: Sampling) -> None:
+    recorder, config = Recorder(model), replace(CONFIG, sampling=sampling.at_scale(4.0), steps=1)
+    result = adapt(recorder, Curved(), PROMPTS, SEEDS, start, config)
+    assert set(recorder.samplings) == {config.sampling} and recorder.seeds == SEEDS
+    latents = sample(model, model.encode(PROMPTS), result.negatives, model.noise(SEEDS), config.sampling)
+    assert torch.allclose(Curved().score(model.decode(latents), PROMPTS), result.rewards, atol=1e-4)
+
+
+def test_the_last_iterate_is_scored_without_a_gradient(model, start) -> None:
+    """Two steps are three pictures; the third needs none of the passes at its points."""
+    scored = []
+
+    class Counting(Curved):
+        def _score(self, images, prompts):
+            scored.append(images.requires_grad)
+            return super()._score(images, prompts)
+
+    adapt(model, Counting(), PROMPTS[:1], SEEDS[:1], start, replace(CONFIG, steps=2, patience=9))
+    assert scored == [True, True, False] * 2 + [False]
+
+
+def test_every_pair_of_a_comparison_in_its_order(model, start) -> None:
+    config = replace(CONFIG, steps=1)
+    table = adapt_table(model, Curved(), PROMPTS[:2], [[1, 2], [7, 8]], start, config)
+    prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]]
+    flat = adapt(model, Curved(), prompts, [1, 2, 7, 8], start, config)
+    assert torch.equal(table.negatives.tokens, flat.negatives.tokens) and torch.equal(table.rewards, flat.rewards)
+    with pytest.raises(ValueError, match="Got no embedding to adapt, expected one"):
+        adapt_table(model, Curved(), PROMPTS, [[1]] * 3, None, config)
+
+
+class Half(Wrapped):
+    dtype = torch.float16
+
+
+def test_half_precision_has_a_loss_scale_that_changes_nothing_else(model, start) -> None:
+    config = replace(CONFIG, steps=2)
+    plain, half = (adapt(m, Curved(), PROMPTS, SEEDS, start, config) for m in (model, Half(model)))
+    assert torch.allclose(plain.negatives.tokens, half.negatives.tokens, atol=1e-3)
+
+
+def test_a_pair_whose_gradient_is_not_finite_stays_where_it_is(model, start) -> None:
+    class Broken(Curved):
+        def _score(self, images, prompts):
+            factor = [float("nan") if images.requires_grad and p == PROMPTS[1] else 1.0 for p in prompts]
+            return super()._score(images, prompts) * torch.tensor(factor)
+
+    result = adapt(model, Broken(), PROMPTS, SEEDS, start, CONFIG)
+    sound = adapt(model, Curved(), PROMPTS, SEEDS, start, CONFIG)
+    assert torch.equal(result.negatives.tokens[1], start.tokens[0])
+    assert torch.allclose(result.rewards[[0, 2]], sound.rewards[[0, 2]], atol=1e-3)
+
+
+def test_the_best_tokens_are_those_of_the_best_picture(model, start) -> None:
+    """A rate so high that later iterates are worse: tokens, pictures and rewards of each pair are of the same step."""
+    result = adapt(model, Curved(), PROMPTS, SEEDS, start, replace(CONFIG, learning_rate=2.0, patience=9))
+    assert result.steps.max() > 0 and result.steps.min() < CONFIG.steps
+    latents = sample(model, model.encode(PROMPTS), result.negatives, model.noise(SEEDS), SAMPLING)
+    assert torch.allclose(Curved().score(model.decode(latents), PROMPTS), result.rewards, atol=1e-4)
+
+
+def test_stopping_keeps_the_best_so_far(model, start) -> None:
+    polls = iter([False, True, True])
+    result = adapt(model, Curved(), PROMPTS, SEEDS, start, CONFIG, should_stop=lambda: next(polls))
+    assert result.steps.max() <= 1 and (result.rewards >= result.start_rewards).all()

@@ -1,27 +1,36 @@
 """Global training: it climbs, resumes bit for bit, stops cleanly, survives memory faults and refuses bad input."""
 
+import itertools
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from doubles import Constant, Curved
+from doubles import Constant, Curved, Recorder, Wrapped
 
-from reneg_core import load_embedding
-from reneg_core.training import ConfigError, TrainConfig, Trainer
-from reneg_core.training.state import load_state
+from reneg_core import NegativeEmbedding, load_embedding
+from reneg_core.embedding import atomic_save
+from reneg_core.model import Conditioning
+from reneg_core.sampling import Jitter, Sampling, sample
+from reneg_core.training import Batch, Prompts, Reach, Session, TrainConfig, Trainer, reward_gradient, schedule
+from reneg_core.training.learner import Learner
+from reneg_core.training.loss_scale import GROWTH, MAX_SKIPPED, LossScale
+from reneg_core.training.state import LearnerState, Progress, TrainState, load_state
 from reneg_core.training.workers import Workers
 
 PROMPTS = ["a red fox", "blue", "sun over sea", "an old door", "ice"]
+SAMPLING = Sampling(steps=3).at_scale(4.0)
 QUICK = TrainConfig(
-    steps=6, batch_size=4, micro_batch=2, sampling_steps=3, learning_rate=0.05, validation_pairs=3, validate_every=2,
-    checkpoint_every=2, guidance_scale=4.0, points=1, window=(0, 3),
+    steps=6, batch_size=4, micro_batch=2, sampling=SAMPLING, learning_rate=0.05, validation_pairs=3, validate_every=2,
+    checkpoint_every=2, points=1, window=(0, 3),
 )  # fmt: skip
 
 
-def trainer(model, folder: Path, config: TrainConfig = QUICK, **options: object) -> Trainer:
-    return Trainer(model, options.pop("reward", Curved()), PROMPTS, PROMPTS[:2], config, folder, **options)
+def trainer(model, folder: Path, config: TrainConfig = QUICK, reward=None, watch=None, **session: object) -> Trainer:
+    prompts = Prompts(PROMPTS, PROMPTS[:2])
+    return Trainer(model, reward or Curved(), prompts, config, folder, watch=watch, session=Session(**session))
 
 
 def records(folder: Path, event: str) -> list[dict]:
@@ -68,8 +77,9 @@ def test_resume_equals_an_unbroken_run(model, tmp_path: Path, stop_after: int) -
         pick = [[[r[f] for f in fields] for r in records(tmp_path / run, event)] for run in ("whole", "broken")]
         assert pick[0] == pick[1]
     states = [load_state(tmp_path / run / "checkpoints/step-00000006.safetensors")[0] for run in ("whole", "broken")]
-    assert torch.equal(states[0].first["tokens"], states[1].first["tokens"])
-    assert torch.equal(states[0].tensors["tokens"], states[1].tensors["tokens"])
+    for group in ("tensors", "first", "second"):
+        assert torch.equal(*(getattr(state.learner, group)["tokens"] for state in states))
+    assert vars(states[0].scale) == vars(states[1].scale)
 
 
 def test_a_killed_run_resumes_from_its_last_checkpoint(model, tmp_path: Path) -> None:
@@ -94,22 +104,17 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(model, tmp_path: Path) ->
     assert [r["step"] for r in records(tmp_path / "killed", "step")] == [1, 2, 3, 4, 5, 6]
 
 
-class Fragile:
-    """Passes everything on to a model, but has memory for only ``limit`` rows."""
+class Fragile(Wrapped):
+    """A model that has memory for only ``limit`` rows."""
 
     def __init__(self, model, limit: int) -> None:
-        self._model, self._limit = model, limit
+        super().__init__(model)
+        self._limit = limit
 
-    def __getattr__(self, name: str):
-        return getattr(self._model, name)
-
-    def run(self, work):
-        return work(self)
-
-    def denoise(self, x, sigma, conditioning):
+    def denoise(self, x, sigma, conditioning, branches):
         if x.shape[0] > self._limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return self._model.denoise(x, sigma, conditioning)
+        return self._model.denoise(x, sigma, conditioning, branches)
 
 
 def test_out_of_memory_halves_the_micro_batch(model, tmp_path: Path) -> None:
@@ -162,7 +167,7 @@ def test_norm_limit_bounds_every_token(model, tmp_path: Path) -> None:
     result = trainer(model, tmp_path, replace(QUICK, learning_rate=1.0, norm_limit=0.1)).run()
     origin = model.encode([""]).tokens
     state, _ = load_state(result.directory / "checkpoints/step-00000006.safetensors")
-    distance = (state.tensors["tokens"] - origin).norm(dim=-1)
+    distance = (state.learner.tensors["tokens"] - origin).norm(dim=-1)
     assert distance.max() <= 0.1 * origin.norm(dim=-1).mean() * 1.001
     assert distance.max() > 0
 
@@ -200,26 +205,210 @@ def test_resuming_with_other_settings_names_them(model, tmp_path: Path) -> None:
 
 def test_empty_prompts_are_refused_before_work(model, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Got no training prompts, expected at least one non-empty line"):
-        Trainer(model, Curved(), ["", "  "], PROMPTS, QUICK, tmp_path / "none")
+        Trainer(model, Curved(), Prompts(["", "  "], PROMPTS), QUICK, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
-def test_all_faults_of_a_configuration_come_at_once() -> None:
-    with pytest.raises(ConfigError) as caught:
-        TrainConfig(steps=0, guidance_scale=1.0, solver="heun", window=(5, 40), points=99)
-    text = str(caught.value)
-    assert all(name in text for name in ("steps: got 0", "guidance_scale: got 1.0", "solver: got 'heun'", "window:"))
+JITTER = Jitter(("euler", "dpmpp_2m"), (3, 6), ("trailing", "karras"), (2.0, 5.0))
 
 
-def test_unknown_settings_are_refused_with_a_suggestion() -> None:
-    with pytest.raises(ConfigError, match="learning_rat: unknown setting, did you mean learning_rate"):
-        TrainConfig.from_mapping({"learning_rat": 1e-3})
-    with pytest.raises(ConfigError, match="steps: got 'many', expected a whole number"):
-        TrainConfig.from_mapping({"steps": "many"})
-    assert TrainConfig.from_mapping({"learning_rate": "5e-3", "window": [20, 30]}).window == (20, 30)
+def test_every_step_has_noise_prompts_points_and_sampling_of_its_own(model, tmp_path: Path, monkeypatch) -> None:
+    recorder, seen = Recorder(model), []
+
+    def noted(model, reward, batch, negative, sampling, reach):
+        seen.append((tuple(batch.prompts), tuple(reach.points), sampling))
+        return reward_gradient(model, reward, batch, negative, sampling, reach)
+
+    monkeypatch.setattr("reneg_core.training.trainer.reward_gradient", noted)
+    config = replace(QUICK, steps=12, micro_batch=4, validate_every=100, jitter=JITTER, window=(0, 2))
+    trainer(recorder, tmp_path, config).run()
+    validation = {*trainer(model, tmp_path, config, resume=True).validator.pairs(range(3))[1]}
+    drawn = [seed for seed in recorder.seeds if seed not in validation]
+    assert len(set(drawn)) == len(drawn) == 12 * 4 and validation < set(recorder.seeds)
+    prompts, points, samplings = zip(*seen, strict=True)
+    assert len(set(prompts)) > 5 and {len(p) for p in prompts} == {4}
+    assert sorted(itertools.chain(*prompts[:5])) == sorted(PROMPTS * 4)
+    assert list(samplings) == [JITTER.draw(SAMPLING, config.seed, step) for step in range(12)]
+    assert len({(s.solver, s.steps, s.spacing, s.guidance.scale) for s in samplings}) > 6
+    for [point], sampling in zip(points, samplings, strict=True):
+        first, last = config.window_of(sampling)
+        assert (first, last) == (0, 2 * sampling.steps // 3) and first <= point < last
+    assert {point for [point], s in zip(points, samplings, strict=True) if s.steps == 6} > {0, 1} - {None}
 
 
-def test_defaults_are_the_papers_recipe() -> None:
-    config = TrainConfig()
-    assert (config.steps, config.batch_size, config.learning_rate) == (4000, 64, 5e-3)
-    assert (config.sampling_steps, config.gradient_window, config.guidance_scale) == (30, (20, 30), 7.5)
+def test_validation_uses_the_sampling_itself_and_not_a_drawn_one(model, tmp_path: Path) -> None:
+    config = replace(QUICK, steps=1, jitter=JITTER)
+    plain, jittered = (
+        trainer(model, tmp_path / name, c).run() for name, c in (("a", replace(QUICK, steps=1)), ("b", config))
+    )
+    assert plain.start_reward == jittered.start_reward
+    own = trainer(model, tmp_path / "b", config, resume=True)
+    prompts, seeds = own.validator.pairs(range(3))
+    negative = model.encode([""])
+    images = model.decode(sample(model, model.encode(prompts), negative, model.noise(seeds), SAMPLING))
+    assert Curved().score(images, prompts).mean().item() == pytest.approx(plain.start_reward, abs=1e-5)
+
+
+def test_a_step_is_adamw_on_the_batch_mean(model, tmp_path: Path) -> None:
+    """One step by hand: the gradient of all four samples over four, AdamW upwards, its rate on the cosine."""
+    config = replace(QUICK, steps=2, betas=(0.5, 0.6), weight_decay=0.1, validate_every=100, checkpoint_every=1)
+    trainer(model, tmp_path, config).run()
+    tokens = model.encode([""]).tokens.clone()
+    leaf = tokens.clone().requires_grad_()
+    optimizer = torch.optim.AdamW([leaf], betas=(0.5, 0.6), weight_decay=0.1, maximize=True)
+    for step in range(2):
+        points = schedule.gradient_points((0, 3), 1, 0, step)
+        prompts = schedule.batch_prompts(PROMPTS, 0, step, 4, range(4))
+        batch = Batch(prompts, model.encode(prompts), model.noise(schedule.noise_seeds(0, step, range(4))))
+        found = reward_gradient(model, Curved(), batch, Conditioning(leaf.detach()), SAMPLING, Reach(points))
+        leaf.grad = found.tokens / 4
+        optimizer.param_groups[0]["lr"] = 0.05 * 0.5 * (1 + math.cos(math.pi * step / 2))
+        optimizer.step()
+    state, _ = load_state(tmp_path / "checkpoints/step-00000002.safetensors")
+    assert torch.allclose(state.learner.tensors["tokens"], leaf, atol=2e-4)
+    assert [r["learning_rate"] for r in records(tmp_path, "step")] == pytest.approx([0.05, 0.025])
+
+
+def test_the_final_file_is_the_best_and_not_the_last(model, tmp_path: Path) -> None:
+    result = trainer(model, tmp_path, replace(QUICK, learning_rate=3.0, steps=8, validate_every=1)).run()
+    state, _ = load_state(tmp_path / "checkpoints/step-00000008.safetensors")
+    assert result.best_step < 8
+    final, best = (load_embedding(tmp_path / f"{name}.safetensors").tokens for name in ("negative", "best"))
+    assert torch.equal(final, best) and torch.equal(final, state.progress.best["tokens"])
+    assert not torch.equal(final, state.learner.tensors["tokens"])
+
+
+def test_the_embedding_says_what_it_was_learned_for(model, tmp_path: Path) -> None:
+    config = replace(QUICK, steps=1, sampling=Sampling("dpmpp_2m", 3, "karras").at_scale(4.0), jitter=JITTER, through=0)
+    trainer(model, tmp_path, config).run()
+    saved = load_embedding(tmp_path / "negative.safetensors")
+    assert saved.sampling == config.sampling and saved.provenance.guidance_scale == 4.0
+    assert saved.provenance.notes["training"] == {
+        "window": [0, 3], "points": 1, "through": 0, "jitter": JITTER.to_mapping()
+    }  # fmt: skip
+
+
+def test_a_start_with_a_mask_keeps_it(model, tmp_path: Path) -> None:
+    mask = torch.ones(1, 16, dtype=torch.int64)
+    mask[:, 4:] = 0
+    path = tmp_path / "masked.safetensors"
+    NegativeEmbedding(model.encode([""]).tokens, model.family, mask).save(path)
+    result = trainer(model, tmp_path / "run", replace(QUICK, init=str(path))).run()
+    assert torch.equal(result.embedding.mask, mask)
+    state, _ = load_state(tmp_path / "run/checkpoints/step-00000006.safetensors")
+    moved = (state.learner.tensors["tokens"] - model.encode([""]).tokens).abs().amax(-1)[0]
+    assert moved[:4].min() > 0 and moved[4:].max() == 0
+
+
+def test_resuming_a_run_of_an_older_version(model, tmp_path: Path) -> None:
+    """Its checkpoint names the sampling's parts one by one and its loss scale as two numbers."""
+    trainer(model, tmp_path, replace(QUICK, steps=1)).run()
+    path = max((tmp_path / "checkpoints").iterdir())
+    state, context = load_state(path)
+    older = {name: value for name, value in context.items() if name not in ("sampling", "jitter")}
+    older |= {"sampling_steps": 3, "solver": "euler", "guidance_scale": 4.0, "height": None, "width": None}
+    tensors = {f"tensors.{k}": v for k, v in state.learner.tensors.items()}
+    tensors |= {f"{g}.{k}": v for g in ("first", "second") for k, v in getattr(state.learner, g).items()}
+    tensors |= {f"best.{k}": v for k, v in state.progress.best.items()}
+    numbers = {k: v for k, v in vars(state.progress).items() if k != "best"}
+    numbers |= {"updates": state.learner.updates, "loss_scale": 1.0, "skipped_in_a_row": 0}
+    metadata = {"format": "reneg-checkpoint-1", "state": json.dumps(numbers), "context": json.dumps(older)}
+    atomic_save(tensors, path, metadata)
+    again = trainer(model, tmp_path, replace(QUICK, steps=1), resume=True).run()
+    assert again.steps == 1
+    other = replace(QUICK, steps=1, sampling=SAMPLING.changed(steps=4))
+    with pytest.raises(ValueError, match=r"sampling\.steps: the run was started with 3, now it is 4"):
+        trainer(model, tmp_path, other, resume=True).run()
+
+
+def learner(state: LearnerState | None = None, **settings: object) -> Learner:
+    tokens = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0))
+    return Learner(Conditioning(tokens, None, torch.ones(1, 3)), TrainConfig(**settings), state)
+
+
+def test_a_learner_goes_on_from_its_state_bit_for_bit() -> None:
+    """Five steps at once, and three, a copy through the state, and two."""
+    gradients = [
+        {"tokens": torch.randn(1, 4, 8, generator=source), "pooled": torch.randn(1, 3, generator=source)}
+        for source in (torch.Generator().manual_seed(step) for step in range(5))
+    ]
+    whole, first = learner(), learner()
+    for gradient in gradients:
+        assert whole.ascend(gradient, 0.1) > 0
+    for gradient in gradients[:3]:
+        first.ascend(gradient, 0.1)
+    second = learner(first.state())
+    for gradient in gradients[3:]:
+        second.ascend(gradient, 0.1)
+    for name in ("tokens", "pooled"):
+        assert torch.equal(whole.parameters[name], second.parameters[name])
+    assert whole.distance() == second.distance() > 0
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
+    one = learner()
+    before = one.state()
+    assert one.ascend({"tokens": torch.full((1, 4, 8), math.inf), "pooled": torch.zeros(1, 3)}, 0.1) is None
+    assert torch.equal(one.parameters["tokens"], before.tensors["tokens"]) and one.updates == 0
+
+
+def test_gradient_clip_limits_the_norm() -> None:
+    """After one step AdamW's first moment is a tenth of the clipped gradient."""
+    one = learner(gradient_clip=0.5)
+    norm = one.ascend({"tokens": torch.ones(1, 4, 8), "pooled": torch.zeros(1, 3)}, 0.1)
+    assert norm == pytest.approx(32**0.5)
+    assert 10 * one.state().first["tokens"].norm().item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_the_loss_scale_falls_and_grows_back() -> None:
+    scale = LossScale(1024.0, 1024.0)
+    for _ in range(3):
+        scale.update(False)
+    assert scale.value == 128.0 and not scale.hopeless
+    for _ in range(2 * GROWTH):
+        scale.update(True)
+    assert scale.value == 512.0
+    for _ in range(9 + MAX_SKIPPED):
+        assert not scale.hopeless
+        scale.update(False)
+    assert scale.value == 1.0 and scale.hopeless
+
+
+def test_the_scale_of_a_half_precision_model_reaches_the_gradient(model, tmp_path: Path) -> None:
+    class Half(Wrapped):
+        dtype = torch.float16
+
+    whole = trainer(model, tmp_path / "whole").run()
+    seen = []
+
+    class Watched(Curved):
+        def _score(self, images, prompts):
+            scores = super()._score(images, prompts)
+            if scores.requires_grad:
+                scores.register_hook(lambda gradient: seen.append(gradient.unique().item()))
+            return scores
+
+    half = trainer(Half(model), tmp_path / "half", reward=Watched()).run()
+    assert set(seen) == {1024.0}
+    assert torch.allclose(half.embedding.tokens, whole.embedding.tokens, atol=1e-3)
+
+
+def test_warm_up_and_cosine() -> None:
+    config = TrainConfig(steps=10, warmup=4, learning_rate=1.0)
+    rates = [schedule.learning_rate(config, step) for step in range(11)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[4] == 1.0
+    assert rates[7] == pytest.approx(0.5) and rates[10] == pytest.approx(0)
+
+
+def test_a_checkpoint_is_whole(tmp_path: Path) -> None:
+    one = learner()
+    one.ascend({"tokens": torch.ones(1, 4, 8), "pooled": torch.ones(1, 3)}, 0.1)
+    state = TrainState(one.state(), Progress(one.state().tensors, step=7, best_reward=0.5), LossScale(8.0, 16.0, 3, 1))
+    state.save(tmp_path / "c.safetensors", {"steps": 9})
+    found, context = load_state(tmp_path / "c.safetensors")
+    assert context == {"steps": 9} and vars(found.scale) == vars(state.scale)
+    for name in ("tensors", "first", "second"):
+        for part in ("tokens", "pooled"):
+            assert torch.equal(getattr(found.learner, name)[part], getattr(state.learner, name)[part])
+    plain = [{k: v for k, v in vars(s.progress).items() if k != "best"} for s in (found, state)]
+    assert plain[0] == plain[1] and found.learner.updates == 1

@@ -1,16 +1,25 @@
 """One node that shows what a negative is worth: none, text, embedding and adapted on the same prompts and seeds."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
 from reneg_core.embedding import NegativeEmbedding
-from reneg_core.evaluate import Evaluation, Mode, evaluate
-from reneg_core.model import Conditioning, DiffusionModel
-from reneg_core.training import AdaptConfig, adapt
+from reneg_core.evaluation import (
+    Evaluation,
+    Judges,
+    Keep,
+    Pairs,
+    Rivals,
+    compare_rivals,
+    comparison,
+    grid_of,
+)
+from reneg_core.evaluation.modes import ADAPTED, EMBEDDING, NONE, TEXT
+from reneg_core.sampling import Sampling, Size
+from reneg_core.training import AdaptConfig
 
 from .host import files
 from .host.feedback import Progress, say, stop_if_asked
@@ -20,7 +29,8 @@ from .schema import Embedding, schema
 from .training import host_model, model_inputs, pass_inputs, picture_inputs, prompt_list, wrong_choice
 from .watching import require_plots
 
-LABELS = {"none": "empty prompt", "text": "negative prompt", "embedding": "ReNeg embedding", "adapted": "adapted"}
+LABELS = {NONE: "empty prompt", TEXT: "negative prompt", EMBEDDING: "ReNeg embedding", ADAPTED: "adapted"}
+SHOWN = 8
 
 
 class CompareNegatives(io.ComfyNode):
@@ -76,90 +86,49 @@ class CompareNegatives(io.ComfyNode):
         **options: Any,
     ) -> io.NodeOutput:
         require_plots()
-        texts, numbers = prompt_list(prompts, files.NOTHING), [first_seed + i for i in range(seeds)]
+        pairs = counted_pairs(prompt_list(prompts, files.NOTHING), seeds, first_seed)
+        sampling = Sampling(steps=options["sampling_steps"], size=Size(options["height"], options["width"])).at_scale(
+            options["cfg"]
+        )
+        rivals = Rivals(
+            encoded={} if text_negative is None else {TEXT: from_host(*text_negative[0])},
+            embeddings={} if embedding is None else {EMBEDDING: embedding},
+            adapted=AdaptConfig.for_sampling(sampling, micro_batch=options["micro_batch"]) if adapted else None,
+            labels=LABELS,
+        )
+        judges = Judges({reward.name: reward.reward.score}, climbed=reward.reward)
         with torch.inference_mode(False), torch.no_grad():
             host = host_model(model, clip, vae, reward, options, stop_if_asked)
-            negatives = {"none": encoded_empty(host)}
-            if text_negative is not None:
-                negatives["text"] = matching(from_host(*text_negative[0]), negatives["none"])
-            if embedding is not None:
-                embedding.require(host.family, host.width)
-                negatives["embedding"] = matching(embedding.conditioning(), negatives["none"])
-            if adapted:
-                negatives["adapted"] = adapt_all(host, reward, texts, numbers, embedding, options)
-            result = compare(host, reward, texts, numbers, negatives, options)
+            result = compare_rivals(
+                host,
+                pairs,
+                rivals,
+                judges,
+                sampling,
+                keep=Keep(min(SHOWN, len(pairs))),
+                batch_size=options["micro_batch"],
+                progress=StagedProgress().update,
+            )
         text = win_rates(result)
         say(text, cls.hidden.unique_id)
         report = json.dumps(result.to_json(), ensure_ascii=False)
         return io.NodeOutput(*pictures(result), report, ui={"text": (text,)})
 
 
-def encoded_empty(host: DiffusionModel) -> Conditioning:
-    """The empty prompt as the model encodes it."""
-    return host.run(lambda model: model.encode([""])).to("cpu")
+def counted_pairs(prompts: list[str], each: int, first: int) -> Pairs:
+    """``each`` pictures per prompt; every picture has a seed of its own, counting on from ``first``."""
+    rows = range(first, first + each * len(prompts), each)
+    return Pairs(tuple(prompts), tuple(tuple(range(start, start + each)) for start in rows))
 
 
-def matching(negative: Conditioning, null: Conditioning) -> Conditioning:
-    """``negative`` with the parts the model needs and no others."""
-    pooled = None if null.pooled is None else negative.pooled if negative.pooled is not None else null.pooled
-    mask = negative.mask if null.mask is not None else None
-    return Conditioning(negative.tokens[:1], mask, pooled)
+class StagedProgress:
+    """The node's bar, started anew for each stage."""
 
+    def __init__(self) -> None:
+        self._bars: dict[str, Progress] = {}
 
-def adapt_all(
-    host: DiffusionModel,
-    reward: HostReward,
-    prompts: list[str],
-    seeds: list[int],
-    embedding: NegativeEmbedding | None,
-    options: Mapping[str, Any],
-) -> Conditioning:
-    """One adapted negative per (prompt, seed), all seeds of the first prompt first."""
-    if embedding is None:
-        raise ValueError("Got no embedding to adapt, expected one. Connect an embedding or switch adapted off.")
-    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    progress, done = Progress(len(pairs)), [0]
-
-    def advance(count: int) -> None:
-        done[0] += count
-        progress.update(done[0])
-
-    config = AdaptConfig(
-        sampling_steps=options["sampling_steps"],
-        guidance_scale=options["cfg"],
-        micro_batch=options["micro_batch"],
-        points=min(3, max(1, round(options["sampling_steps"] / 3))),
-        height=options["height"],
-        width=options["width"],
-    )
-    columns = [list(column) for column in zip(*pairs, strict=True)]
-    return adapt(host, reward.reward, *columns, embedding, config, progress=advance).negatives
-
-
-def compare(
-    host: DiffusionModel,
-    reward: HostReward,
-    prompts: list[str],
-    seeds: list[int],
-    negatives: Mapping[str, Conditioning],
-    options: Mapping[str, Any],
-) -> Evaluation:
-    """The core's evaluation with the node's progress bar."""
-    progress = Progress(len(prompts) * len(seeds) * len(negatives))
-    return evaluate(
-        host,
-        prompts,
-        seeds,
-        {name: Mode(negative, LABELS[name]) for name, negative in negatives.items()},
-        {reward.name: reward.reward.score},
-        guidance_scale=options["cfg"],
-        steps=options["sampling_steps"],
-        batch_size=options["micro_batch"],
-        height=options["height"],
-        width=options["width"],
-        pictures=min(8, len(prompts) * len(seeds)),
-        progress=lambda done, total: progress.update(done),
-    )
+    def update(self, stage: str, done: int, total: int) -> None:
+        self._bars.setdefault(stage, Progress(total)).update(done)
 
 
 def win_rates(result: Evaluation) -> str:
@@ -176,16 +145,7 @@ def win_rates(result: Evaluation) -> str:
 
 def pictures(result: Evaluation) -> tuple[Any, Any]:
     """The grid of pictures and the chart as IMAGEs."""
-    from reneg_core import plots
-
-    [measure], modes = result.measures, list(result.modes)
-    rows, labels, captions = [], [], []
-    for index, (prompt, seed) in enumerate(result.pictures.pairs):
-        rows.append([result.pictures.images[mode][index] for mode in modes])
-        labels.append(f"{result.prompts[prompt]}\nseed {result.seeds[seed]}")
-        captions.append([f"{result.scores[measure][mode][prompt][seed]:.3f}" for mode in modes])
-    grid = plots.grid(rows, labels, [result.label(mode) for mode in modes], captions=captions, side=256)
-    return pil_to_image(grid), pil_to_image(plots.comparison(result))
+    return pil_to_image(grid_of(result)), pil_to_image(comparison(result))
 
 
 NODES = [CompareNegatives]

@@ -67,7 +67,7 @@ def settings_of(args: argparse.Namespace, start: NegativeEmbedding) -> AdaptConf
 
 
 def _write(folder: Path, prompts: list[str], seed: int, result: AdaptResult, start: NegativeEmbedding) -> None:
-    from ..plots import to_image
+    from ..evaluation import to_image
 
     rows = []
     for index, prompt in enumerate(prompts):

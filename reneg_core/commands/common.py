@@ -147,6 +147,15 @@ def independent_measure(model: str) -> dict[str, Callable[[Tensor, list[str]], T
     return {"independent": measure}
 
 
+def independent_parts(model: str) -> dict[str, Callable[[Tensor, list[str]], dict[str, Tensor]]]:
+    """The parts that :func:`independent_measure` is made of, under the same name."""
+    if model != "tiny":
+        return {}
+    from ..tiny import measure_parts
+
+    return {"independent": measure_parts}
+
+
 @contextmanager
 def graceful_stop() -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT or SIGTERM into an answer of the yielded function; a second one interrupts at once."""
@@ -189,7 +198,7 @@ class ProgressObserver:
         self.shown["validation"] = f"{record['reward']:.3f}" + ("*" if record["best"] else "")
         if self.quiet:
             return
-        from ..plots import grid
+        from ..evaluation import grid
 
         folder = self.directory / "previews"
         folder.mkdir(parents=True, exist_ok=True)

@@ -88,7 +88,7 @@ class Pairs:
         return self.prompts[row], self.seeds[row][column]
 
     def spread(self, count: int) -> list[int]:
-        """``count`` different pair indices: prompts evenly spaced, columns in turn; pairs evenly once prompts run out."""
+        """``count`` different pairs: prompts evenly spaced, columns in turn; pairs evenly once prompts run out."""
         count = min(max(count, 0), len(self))
         if count <= len(self.prompts):
             return [i * len(self.prompts) // count * self.each + i % self.each for i in range(count)]

@@ -1,23 +1,43 @@
-"""One page that says what was done, what came out, and how sure that is: ``report.html`` with its data beside it."""
+"""One page that says what was done, what came out, and how sure that is: ``report.html`` with its data beside it.
+
+The page is ``report.html.j2``; here is what it shows. Everything in it is escaped by the template engine, and it needs
+no network, no script and no other file.
+"""
 
 import base64
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from html import escape
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..embedding import NegativeEmbedding, atomic_write, describe_family
 from . import plots
-from .embedding import NegativeEmbedding, atomic_write, describe_family
-from .evaluate import Evaluation
+from .pictures import grid
+from .results import Evaluation, Pictures
 from .statistics import Estimate, decimals
+from .words import about, cautions, headline, losing
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from PIL.Image import Image
 
-FEW_PROMPTS = 20
+PROBE = 1 << 20
+
+
+def prepare_folder(directory: str | Path) -> Path:
+    """Make the report's folder and find out, before long work, whether a report can be written there.
+
+    Errors: OSError for a folder that cannot be written or has no room; ImportError for a missing package.
+    """
+    directory = Path(directory)
+    _template()
+    _require_plots()
+    probe = directory / ".room-for-a-report"
+    atomic_write(probe, bytes(PROBE))
+    probe.unlink()
+    return directory
 
 
 def write_report(
@@ -34,17 +54,17 @@ def write_report(
     """Write the report of an evaluation into ``directory`` and return the path of its ``report.html``.
 
     Beside it: ``report.json`` (:meth:`Evaluation.to_json` and, under ``run``, what is given here), ``comparison.png``,
-    ``grid.png`` if the evaluation kept pictures, ``curve.png`` if there are metrics ``records``. Each file is written
-    atomically; earlier ones are replaced. The page needs no network, no script and none of the other files.
+    ``grid.png`` and ``losses.png`` if the evaluation kept such pictures, ``parts.png`` if the deciding measure has
+    parts, ``curve.png`` if there are metrics ``records``. Each file is written atomically; earlier ones are replaced.
     title and summary: what was done, in words (default: from the evaluation); config: the run's resolved settings;
     embedding: shown with its provenance; command: what reproduces the run.
     """
     directory = Path(directory)
-    pictures = _pictures(evaluation, records)
+    pictures = {name: _png(image) for name, image in _pictures(evaluation, records).items()}
     run = {"title": title, "summary": summary, "command": command, "config": dict(config or {})}
     if embedding:
         run["embedding"] = _embedding_facts(embedding)
-    page = _page(evaluation, pictures, run)
+    page = _template().render(_context(evaluation, pictures, run))
     for name, data in pictures.items():
         atomic_write(directory / f"{name}.png", data)
     atomic_write(directory / "report.json", _one_key_per_line({**evaluation.to_json(), "run": run}).encode())
@@ -52,91 +72,52 @@ def write_report(
     return directory / "report.html"
 
 
-def headline(evaluation: Evaluation) -> str:
-    """The result in words, a sentence per rival: the mode ``embedding`` (else the last) against every earlier mode, by
-    the measure ``independent`` (else the last)."""
-    judge, subject = _judge(evaluation), _subject(evaluation)
-    mean = evaluation.mean(judge, subject)
-    places = decimals(evaluation.mean(judge, mode) for mode in evaluation.modes)
-    start = f"{_capital(evaluation.label(subject))} scores {mean.value:.{places}f} on {evaluation.label(judge)}"
-    rivals = evaluation.modes[: evaluation.modes.index(subject)]
-    if not rivals:
-        return f"{start}{_bracket(mean, places)} over {_pairs(evaluation)}."
-    first, *others = (_against(evaluation, judge, subject, rival) for rival in rivals)
-    return " ".join([f"{start}: {first}", *(f"It scores {other}" for other in others)])
-
-
 def grid_of(evaluation: Evaluation) -> "Image":
-    """The kept pictures as a grid: a row per (prompt, seed) pair, a column per mode, the judging measure below each."""
-    kept, judge = evaluation.pictures, _judge(evaluation)
-    labels = [f"{evaluation.prompts[p]}\nseed {evaluation.seeds[s]}" for p, s in kept.pairs]
-    rows = [[kept.images[mode][i] for mode in evaluation.modes] for i in range(len(kept.pairs))]
-    scores = [[evaluation.scores[judge][mode][p][s] for mode in evaluation.modes] for p, s in kept.pairs]
-    places = decimals(evaluation.mean(judge, mode) for mode in evaluation.modes)
-    captions = [[f"{score:.{places}f}" for score in row] for row in scores]
-    side = 160 if max(rows[0][0].shape) <= 160 else 256
-    return plots.grid(rows, labels, [evaluation.label(mode) for mode in evaluation.modes], captions=captions, side=side)
+    """The kept pictures as a grid: a row per pair, a column per mode, the deciding measure below each."""
+    kept, modes = evaluation.pictures, evaluation.modes
+    labels = [_pair_label(evaluation, place) for place in kept.pairs]
+    rows = [[kept.images[mode][i] for mode in modes] for i in range(len(kept.pairs))]
+    captions = [_captions(evaluation, modes, place) for place in kept.pairs]
+    return grid(rows, labels, [evaluation.label(mode) for mode in modes], captions=captions, side=_side(kept))
 
 
-def _judge(evaluation: Evaluation) -> str:
-    return "independent" if "independent" in evaluation.measures else evaluation.measures[-1]
+def losses_of(evaluation: Evaluation) -> "Image":
+    """The pairs that the subject loses most on: a column per pair, the baseline's picture above the subject's."""
+    kept, modes = evaluation.losses, list(evaluation.losses.images)
+    rows = [list(kept.images[mode]) for mode in modes]
+    captions = [[_captions(evaluation, [mode], place)[0] for place in kept.pairs] for mode in modes]
+    columns = [evaluation.pairs.prompts[prompt] for prompt, _ in kept.pairs]
+    return grid(rows, [evaluation.label(mode) for mode in modes], columns, captions=captions, side=_side(kept))
 
 
-def _subject(evaluation: Evaluation) -> str:
-    return "embedding" if "embedding" in evaluation.modes else evaluation.modes[-1]
+def _pair_label(evaluation: Evaluation, place: tuple[int, int]) -> str:
+    prompt, column = place
+    return f"{evaluation.pairs.prompts[prompt]}\nseed {evaluation.pairs.seeds[prompt][column]}"
 
 
-def _against(evaluation: Evaluation, judge: str, subject: str, rival: str) -> str:
-    difference = evaluation.difference(judge, subject, rival)
-    rate = evaluation.win_rate(judge, subject, rival)
-    places, label = decimals([difference]), evaluation.label(rival)
-    size = f"{abs(difference.value):.{places}f} {'more' if difference.value > 0 else 'less'} than {label}"
-    if difference.interval:
-        kind = f"{100 * evaluation.confidence:g} % interval"
-        low, high = (f"{end:+.{places}f}" for end in difference.interval)
-        unsure = "" if difference.excludes(0) else ", so no difference that these pairs can show"
-        size += f" ({kind} {low} to {high}{unsure})"
-    return f"{size}, and wins {100 * rate.value:.0f} % of {_pairs(evaluation)}{_bracket(rate, 0, 100)}."
+def _captions(evaluation: Evaluation, modes: Iterable[str], place: tuple[int, int]) -> list[str]:
+    prompt, column = place
+    places = decimals(evaluation.mean(evaluation.judge, mode) for mode in evaluation.modes)
+    tables = (evaluation.table(evaluation.judge, mode) for mode in modes)
+    return [f"{table[prompt][column]:.{places}f}" for table in tables]
 
 
-def _pairs(evaluation: Evaluation) -> str:
-    return f"{evaluation.pairs} pairs" if evaluation.pairs > 1 else "one pair"
+def _side(kept: Pictures) -> int:
+    return 160 if max(next(iter(kept.images.values())).shape[-2:]) <= 160 else 256
 
 
-def cautions(evaluation: Evaluation) -> list[str]:
-    """What a careful reader should know before the numbers."""
-    judge, subject, first = _judge(evaluation), _subject(evaluation), evaluation.modes[0]
-    found = []
-    if evaluation.measures == ["reward"]:
-        found.append(
-            "Only the reward that was trained on is shown here. It can rise while pictures get worse (reward "
-            "hacking): look at the pictures, and judge by a measure that was not trained on."
-        )
-    elif "reward" in evaluation.measures and judge != "reward" and subject != first:
-        gained, lost = (evaluation.difference(measure, subject, first) for measure in ("reward", judge))
-        if gained.excludes(0) and gained.value > 0 and lost.excludes(0) and lost.value < 0:
-            found.append(
-                f"The training reward rose while {evaluation.label(judge)} fell: a sign of reward hacking. "
-                "Try fewer steps, a lower learning rate, or a mix of rewards."
-            )
-    if len(evaluation.prompts) == 1:
-        found.append("With a single prompt the figures say nothing about other prompts.")
-    elif len(evaluation.prompts) < FEW_PROMPTS:
-        found.append(
-            f"With {len(evaluation.prompts)} prompts the intervals are rough and rather too short; "
-            f"{FEW_PROMPTS} or more make them dependable."
-        )
-    return found
-
-
-def _pictures(evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+def _pictures(evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> dict[str, "Image"]:
     found = {"comparison": plots.comparison(evaluation)}
     if evaluation.pictures.pairs:
         found["grid"] = grid_of(evaluation)
+    if evaluation.losses.pairs:
+        found["losses"] = losses_of(evaluation)
+    if evaluation.parts.get(evaluation.judge):
+        found["parts"] = plots.parts(evaluation, evaluation.judge)
     if records:
         reward, watch = (evaluation.label(name) for name in ("reward", "independent"))
         found["curve"] = plots.learning_curve(records, reward=reward, watch=watch)
-    return {name: _png(image) for name, image in found.items()}
+    return found
 
 
 def _png(image: "Image") -> bytes:
@@ -147,7 +128,7 @@ def _png(image: "Image") -> bytes:
 
 def _embedding_facts(embedding: NegativeEmbedding) -> dict[str, Any]:
     facts = {"tokens": embedding.length, "width": embedding.width, "text encoder": describe_family(embedding.family)}
-    return facts | {name: value for name, value in asdict(embedding.provenance).items() if value not in ("", {}, None)}
+    return facts | {name: value for name, value in asdict(embedding.provenance).items() if value or (name, value) == ("seed", 0)}
 
 
 def _one_key_per_line(data: Mapping[str, Any]) -> str:
@@ -155,151 +136,176 @@ def _one_key_per_line(data: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _page(evaluation: Evaluation, pictures: Mapping[str, bytes], run: Mapping[str, Any]) -> str:
-    title = run["title"] or f"Negatives compared on {evaluation.settings.get('model', 'a diffusion model')}"
-    warnings = "".join(f'<p class="caution">{escape(text)}</p>' for text in cautions(evaluation))
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(run['summary'])}</p>" if run["summary"] else "",
-        f'<p class="result">{escape(headline(evaluation))}</p>{warnings}',
-        _section("Result", _means_table(evaluation), _reading(evaluation)),
-        _shown("Pictures", pictures.get("grid"), _grid_note(evaluation)),
-        _shown("Comparison", pictures.get("comparison"), ""),
-        _shown("Learning", pictures.get("curve"), CURVE_NOTE),
-        _wins(evaluation),
-        _section("How to reproduce it", _command(run["command"])) if run["command"] else "",
-        _facts("The embedding", run.get("embedding")),
-        _facts("Training settings", run["config"]),
-        _facts("Sampling", {**evaluation.settings, "seeds": _listing(evaluation.seeds)}),
-        _facts("Versions", evaluation.versions),
-        _section("Prompts", _prompt_list(evaluation.prompts)),
-    ]
-    return PAGE.format(title=escape(title), style=STYLE, body="\n".join(part for part in parts if part))
+def _require_plots() -> None:
+    """Raise ImportError if what draws curves and grids is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "The package matplotlib is missing; it draws the curves and the labels of the grids. Try: pip install "
+            "matplotlib."
+        ) from error
 
 
-def _means_table(evaluation: Evaluation) -> str:
-    first = evaluation.modes[0]
-    head = ["negative"]
-    for measure in evaluation.measures:
-        head += [evaluation.label(measure), f"change from {first}"]
-    rows = [[_mode_cell(evaluation, mode)] for mode in evaluation.modes]
-    for measure in evaluation.measures:
-        means = [evaluation.mean(measure, mode) for mode in evaluation.modes]
-        changes = [evaluation.difference(measure, mode, first) for mode in evaluation.modes]
-        places, finer = decimals(means), decimals(changes)
-        for row, mean, change, mode in zip(rows, means, changes, evaluation.modes, strict=True):
-            row += [_cell(mean, places), "–" if mode == first else _cell(change, finer, sign="+")]
-    return _table(head, rows)
+def _template() -> "Template":
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError as error:
+        raise ImportError("The package jinja2 is missing; it writes the report. Try: pip install jinja2.") from error
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.j2")
 
 
-def _wins(evaluation: Evaluation) -> str:
-    if len(evaluation.modes) < 2:
-        return ""
-    tables = "".join(_wins_table(evaluation, measure) for measure in evaluation.measures)
-    return _section("Who wins how often", f'<div class="beside">{tables}</div>')
+@dataclass(frozen=True)
+class Cell:
+    """A figure of a table: its value and, below it, its interval ("" for none)."""
+
+    value: str = ""
+    interval: str = ""
+    strong: bool = False
 
 
-def _wins_table(evaluation: Evaluation, measure: str) -> str:
-    rows = [
-        [
-            f"<b>{escape(first)}</b>",
-            *("" if first == second else _win_cell(evaluation, measure, first, second) for second in evaluation.modes),
-        ]
-        for first in evaluation.modes
-    ]
-    caption = f"{evaluation.label(measure)}: % of pairs on which the row beats the column; a tie counts half"
-    return _table(["", *evaluation.modes], rows, caption)
-
-
-def _win_cell(evaluation: Evaluation, measure: str, first: str, second: str) -> str:
-    rate = evaluation.win_rate(measure, first, second)
-    return _cell(rate, 0, 100, strong=rate.excludes(0.5))
-
-
-def _mode_cell(evaluation: Evaluation, mode: str) -> str:
-    label = evaluation.labels.get(mode)
-    return f"<b>{escape(mode)}</b>" + (f"<br><small>{escape(label)}</small>" if label else "")
-
-
-def _cell(estimate: Estimate, places: int, scale: float = 1, *, sign: str = "", strong: bool = False) -> str:
-    value = f"{scale * estimate.value:{sign}.{places}f}"
-    value = f"<b>{value}</b>" if strong else value
+def _cell(estimate: Estimate, places: int, scale: float = 1, *, sign: str = "", strong: bool = False) -> Cell:
     if estimate.interval is None:
-        return value
+        return Cell(f"{scale * estimate.value:{sign}.{places}f}", strong=strong)
     low, high = (f"{scale * end:{sign}.{places}f}" for end in estimate.interval)
-    return f"{value}<br><small>{low} to {high}</small>"
+    return Cell(f"{scale * estimate.value:{sign}.{places}f}", f"{low} to {high}", strong)
 
 
-def _bracket(estimate: Estimate, places: int, scale: float = 1) -> str:
-    if estimate.interval is None:
-        return ""
-    low, high = (f"{scale * end:.{places}f}" for end in estimate.interval)
-    return f" ({low} to {high})"
+def _context(evaluation: Evaluation, pictures: Mapping[str, bytes], run: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the template shows, as text and :class:`Cell`."""
+    return {
+        "title": run["title"] or f"Negatives compared on {evaluation.settings.get('model', 'a diffusion model')}",
+        "summary": run["summary"],
+        "headline": headline(evaluation),
+        "cautions": cautions(evaluation),
+        "pairs": evaluation.pairs.in_words(),
+        "about": about(evaluation.pairs),
+        "sampling": _common_sampling(evaluation),
+        "confidence": f"{100 * evaluation.confidence:g}",
+        "means": _means(evaluation),
+        "judge": evaluation.label(evaluation.judge),
+        "pictures": {name: base64.b64encode(data).decode() for name, data in pictures.items()},
+        "losing": _losing(evaluation),
+        "parts": [_parts(evaluation, measure) for measure in evaluation.parts],
+        "wins": [_wins(evaluation, measure) for measure in evaluation.measures] if len(evaluation.modes) > 1 else [],
+        "command": run["command"],
+        "facts": _facts(evaluation, run),
+        "prompts": evaluation.pairs.prompts,
+    }
 
 
-def _reading(evaluation: Evaluation) -> str:
-    over = "prompts (all pictures of a prompt are resampled together)" if len(evaluation.prompts) > 1 else "seeds"
-    return (
-        f"<p class='note'>(prompt, seed) pairs: {len(evaluation.prompts)} × {len(evaluation.seeds)} = "
-        f"{evaluation.pairs}, each sampled once per negative from the same noise. Higher is better. Small figures: "
-        f"{100 * evaluation.confidence:g} % bootstrap intervals over {over}; changes are paired, so their intervals "
-        "are narrower than the means suggest.</p>"
-    )
+def _common_sampling(evaluation: Evaluation) -> str:
+    """How all modes were sampled, in words; empty where they differ or nobody knows."""
+    words = {sampling.describe() for sampling in evaluation.samplings.values()}
+    return words.pop() if len(words) == 1 else ""
 
 
-def _grid_note(evaluation: Evaluation) -> str:
-    label = escape(evaluation.label(_judge(evaluation)))
-    return (
-        f"Same prompt and seed across a row; the number is {label}. "
-        "The prompts are evenly spaced through the set, not chosen by their look."
-    )
+def _means(evaluation: Evaluation) -> dict[str, Any]:
+    """Every measure's mean with its change from the first mode; a row per mode, with its sampling where they differ."""
+    modes, first = evaluation.modes, evaluation.modes[0]
+    head = [text for m in evaluation.measures for text in (evaluation.label(m), f"change from {first}")]
+    rows: dict[str, list[Cell]] = {mode: [] for mode in modes}
+    for measure in evaluation.measures:
+        means = [evaluation.mean(measure, mode) for mode in modes]
+        changes = [evaluation.difference(measure, mode, first) for mode in modes]
+        places, finer = decimals(means), decimals(changes)
+        for mode, mean, change in zip(modes, means, changes, strict=True):
+            rows[mode] += [_cell(mean, places), Cell("–") if mode == first else _cell(change, finer, sign="+")]
+    differ = {} if _common_sampling(evaluation) else evaluation.samplings
+    words = {mode: sampling.describe() for mode, sampling in differ.items()}
+    return {"head": head, "rows": [_row(evaluation, m, cells, words.get(m, "")) for m, cells in rows.items()]}
 
 
-CURVE_NOTE = "Training reward of each step, and the reward on validation prompts, by which the embedding was chosen."
+def _row(evaluation: Evaluation, mode: str, cells: Sequence[Cell], sampling: str = "") -> dict[str, Any]:
+    """A table's row for a mode."""
+    return {"name": mode, "label": evaluation.labels.get(mode, ""), "sampling": sampling, "cells": cells}
 
 
-def _shown(title: str, picture: bytes | None, note: str) -> str:
-    if picture is None:
-        return ""
-    data = base64.b64encode(picture).decode()
-    image = f'<figure><img alt="{escape(title)}" src="data:image/png;base64,{data}"></figure>'
-    return _section(title, f"<p class='note'>{note}</p>" if note else "", image)
+def _losing(evaluation: Evaluation) -> dict[str, Any] | None:
+    """Where the subject loses against the baseline: in which half, and on which pairs most."""
+    judge, subject, rival = evaluation.judge, evaluation.subject, evaluation.rival
+    if subject == rival:
+        return None
+    ours, theirs = (evaluation.table(judge, mode) for mode in (subject, rival))
+    lost = sum(a < b for pair in zip(ours, theirs, strict=True) for a, b in zip(*pair, strict=True))
+    return {
+        "subject": evaluation.label(subject),
+        "rival": evaluation.label(rival),
+        "lost": lost,
+        "of": len(evaluation.pairs),
+        "sentence": losing(evaluation),
+        "halves": _halves(evaluation),
+    }
 
 
-def _section(title: str, *body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{''.join(body)}</section>"
+def _halves(evaluation: Evaluation) -> dict[str, Any]:
+    """The subject's difference from every other mode in the halves of the pairs sorted by that mode's score."""
+    judge, subject = evaluation.judge, evaluation.subject
+    others = [mode for mode in evaluation.modes if mode != subject]
+    found = {mode: evaluation.halves(judge, subject, mode) for mode in others}
+    estimates = {mode: (half.lower, half.upper) for mode, half in found.items() if half}
+    places = decimals(e for both in estimates.values() for e in both)
+    rows = [
+        _row(evaluation, mode, [_cell(e, places, sign="+", strong=e.excludes(0)) for e in both])
+        for mode, both in estimates.items()
+    ]
+    return {"head": ["where it scores lower", "where it scores higher"], "rows": rows}
 
 
-def _facts(title: str, facts: Mapping[str, Any] | None) -> str:
-    if not facts:
-        return ""
-    rows = [[f"<b>{escape(str(name).replace('_', ' '))}</b>", escape(_plain(value))] for name, value in facts.items()]
-    return _section(title, _table([], rows, kind="facts"))
+def _parts(evaluation: Evaluation, measure: str) -> dict[str, Any]:
+    """A table of a measure's parts, a row per mode."""
+    names = list(evaluation.parts[measure])
+    means = {mode: [evaluation.part(measure, name, mode) for name in names] for mode in evaluation.modes}
+    places = [decimals(column) for column in zip(*means.values(), strict=True)]
+    rows = [
+        _row(evaluation, mode, [_cell(e, p) for e, p in zip(row, places, strict=True)]) for mode, row in means.items()
+    ]
+    return {"caption": f"parts of {evaluation.label(measure)}", "head": names, "rows": rows}
 
 
-def _plain(value: Any) -> str:
-    if value is None:
-        return "not set"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _wins(evaluation: Evaluation, measure: str) -> dict[str, Any]:
+    """How often each mode beats each other."""
+
+    def cell(first: str, second: str) -> Cell:
+        if first == second:
+            return Cell()
+        rate = evaluation.win_rate(measure, first, second)
+        return _cell(rate, 0, 100, strong=rate.excludes(0.5))
+
+    modes = evaluation.modes
+    rows = [{**_row(evaluation, mode, [cell(mode, other) for other in modes]), "label": ""} for mode in modes]
+    caption = f"{evaluation.label(measure)}: % of pairs on which the row beats the column; a tie counts half"
+    return {"caption": caption, "head": modes, "rows": rows}
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", kind: str = "figures") -> str:
-    """Cells of ``rows`` are HTML, head and caption are text."""
-    top = f"<thead><tr>{''.join(f'<th>{escape(text)}</th>' for text in head)}</tr></thead>" if head else ""
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    legend = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="wide"><table class="{kind}">{legend}{top}<tbody>{body}</tbody></table></div>'
+def _facts(evaluation: Evaluation, run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables of names and values at the end of the page; empty ones are left out."""
+    own = {f"sampling of {mode}": sampling.describe() for mode, sampling in evaluation.samplings.items()}
+    tables = {
+        "The embedding": run.get("embedding"),
+        "Training settings": run["config"],
+        "Sampling": {
+            **({} if _common_sampling(evaluation) else own),
+            **evaluation.settings,
+            "seeds": _seeds(evaluation),
+        },
+        "Versions": evaluation.versions,
+    }
+    return [
+        {"title": title, "rows": [(str(name).replace("_", " "), _plain(value)) for name, value in facts.items()]}
+        for title, facts in tables.items()
+        if facts
+    ]
 
 
-def _command(command: str) -> str:
-    return f"<pre>{escape(command)}</pre>"
-
-
-def _prompt_list(prompts: Sequence[str]) -> str:
-    items = "".join(f"<li>{escape(prompt)}</li>" for prompt in prompts)
-    return f"<details><summary>All {len(prompts)} prompts</summary><ol>{items}</ol></details>"
+def _seeds(evaluation: Evaluation) -> str:
+    if evaluation.pairs.crossed:
+        return _listing(evaluation.pairs.seeds[0]) + " for every prompt"
+    return f"{_listing(evaluation.pairs.seeds[0], 3)} for the first prompt; all of them in report.json"
 
 
 def _listing(values: Sequence[Any], most: int = 12) -> str:
@@ -307,59 +313,11 @@ def _listing(values: Sequence[Any], most: int = 12) -> str:
     return text if len(values) <= most else f"{text}, … ({len(values)} in all)"
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body><main>
-{body}
-</main></body>
-</html>
-"""
-
-STYLE = """
-:root { --ink: #1f2328; --faint: #59636e; --rule: #d1d9e0; --page: #ffffff; --card: #f6f8fa; --accent: #0072b2; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6edf3; --faint: #9198a1; --rule: #3d444d; --page: #0d1117; --card: #151b23; --accent: #56b4e9; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 2rem 1rem 4rem; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .75rem; }
-h2 { font-size: 1.15rem; margin: 2.25rem 0 .5rem; padding-bottom: .3rem; border-bottom: 1px solid var(--rule); }
-p { margin: .5rem 0; }
-.result { font-size: 1.1rem; padding: .8rem 1rem; background: var(--card); border-left: 4px solid var(--accent); }
-.caution { padding: .6rem 1rem; background: var(--card); border-left: 4px solid #d55e00; }
-.note, small, caption { color: var(--faint); font-size: .875rem; }
-.wide { overflow-x: auto; margin: .75rem 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .35rem; max-width: 24rem; }
-th, td { padding: .4rem .9rem .4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule); }
-th { font-size: .875rem; color: var(--faint); font-weight: 600; vertical-align: bottom; }
-.figures td { white-space: nowrap; }
-.facts td { overflow-wrap: anywhere; }
-.facts td:first-child { min-width: 10rem; overflow-wrap: normal; }
-figure { margin: .75rem 0; padding: .75rem; background: #ffffff; border: 1px solid var(--rule);
-  border-radius: 6px; overflow-x: auto; }
-.beside { display: flex; flex-wrap: wrap; column-gap: 2rem; }
-.beside table { min-width: 18rem; }
-.beside td, .beside th { padding-right: .6rem; }
-img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
-pre { padding: .8rem 1rem; background: var(--card); overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
-ol { columns: 20rem; font-size: .875rem; }
-@media screen and (max-width: 40rem) { img { max-width: none; width: 36rem; } }
-@media print {
-  :root { --ink: #000; --faint: #444; --rule: #bbb; --page: #fff; --card: #f4f4f4; }
-  main { max-width: none; padding: 0; }
-  section, figure, tr { break-inside: avoid; }
-}
-"""
+def _plain(value: Any) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -4,13 +4,12 @@ import argparse
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..embedding import load_embedding
+from ..embedding import NegativeEmbedding, load_embedding
 from ..evaluation import (
     Judges,
     Keep,
@@ -32,13 +31,12 @@ from .common import (
     HANDCRAFTED,
     add_model_options,
     add_sampling_options,
+    chosen_sampling,
     default_batch_size,
-    default_sampling,
     independent_measure,
     independent_parts,
     load_model_of,
     read_prompts,
-    sampling_of,
 )
 from .protocol import (
     add_protocol_options,
@@ -79,7 +77,9 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(parser)
-    add_sampling_options(parser, "30 DDIM steps at guidance scale 7.5 (the tiny world: 3)")
+    add_sampling_options(
+        parser, "what the first embedding was learned for, else 30 DDIM steps at guidance scale 7.5 (the tiny world: 3)"
+    )
     _add_mode_options(parser.add_argument_group("modes"))
     _add_pair_options(parser.add_argument_group("pairs"))
     parser.add_argument("--reward", default="tiny", help="judge, and what adapted climbs; name or mix (%(default)s)")
@@ -127,7 +127,10 @@ def _add_pair_options(group: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the headline and the report's path."""
-    args.batch_size = args.batch_size or default_batch_size(args.model)
+    if args.batch_size is None:
+        args.batch_size = default_batch_size(args.model)
+    if args.batch_size < 1:
+        raise ValueError(f"Got --batch-size {args.batch_size}, expected 1 or more: pictures at once.")
     if (args.from_pictures or args.limit) and not args.protocol:
         raise ValueError("--from-pictures and --limit belong to a published protocol: give --protocol too.")
     if args.from_pictures:
@@ -136,8 +139,9 @@ def run(args: argparse.Namespace) -> int:
     styles = protocol_prompts(args.protocol, args.prompts, args.limit) if args.protocol else {}
     prompts = [prompt for style in styles.values() for prompt in style]
     pairs = chosen_pairs(args, prompts or read_prompts(args.prompts, "test", args.model))
-    sampling = sampling_of(args, default_sampling(args.model))
-    rivals = chosen_rivals(args, names, sampling)
+    embeddings = {name: load_embedding(file) for name, file in numbered(EMBEDDING, args.embedding).items()}
+    sampling = chosen_sampling(args, embeddings.get(EMBEDDING))
+    rivals = chosen_rivals(args, names, embeddings, sampling)
     baseline_of(rivals.names, args.baseline)
     prepare_folder(args.output)
     model = load_model_of(args)
@@ -150,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
             model, pairs, rivals, judges, sampling, keep=keep, batch_size=args.batch_size, progress=progress
         )
     print(headline(evaluation))
-    print(write_report(args.output, evaluation, embedding=next(iter(rivals.embeddings.values()), None)))
+    print(write_report(args.output, evaluation, embedding=embeddings.get(EMBEDDING)))
     if args.protocol:
         print(report_tables(tables_of(evaluation, styles, args.protocol), args.protocol, args.output))
     return 0
@@ -183,28 +187,37 @@ def chosen_pairs(args: argparse.Namespace, prompts: Sequence[str]) -> Pairs:
     return Pairs.own(prompts, args.noises or (1 if args.protocol else NOISES), args.noise_seed)
 
 
-def chosen_rivals(args: argparse.Namespace, names: Sequence[str], sampling: Sampling) -> Rivals:
-    """What the options say about the modes ``names``; embeddings are loaded. ValueError for what cannot be read."""
+def chosen_rivals(
+    args: argparse.Namespace, names: Sequence[str], embeddings: Mapping[str, NegativeEmbedding], sampling: Sampling
+) -> Rivals:
+    """What the options say about the modes ``names``; ValueError for a strength or scale that is no number."""
     texts = {TEXT: Words(handwritten(args.model) if args.negative_prompt is None else args.negative_prompt)}
     texts |= numbered(BEST_TEXT, [Words(text, _number("--best-text", strength)) for text, strength in args.best_text])
-    files = numbered(EMBEDDING, args.embedding)
-    wanted = set(names) | {name for name in (*texts, *files) if name.rpartition("_")[0] in names}
-    rivals = Rivals(
-        none=NONE in names,
-        texts={name: words for name, words in texts.items() if name in wanted},
-        embeddings={name: load_embedding(file) for name, file in files.items() if wanted & {name, ADAPTED}},
-        labels={name: f"learned ({Path(file).stem})" for name, file in files.items()} if len(files) > 1 else {},
-    )
+    several = numbered(EMBEDDING, args.embedding) if len(embeddings) > 1 else {}
     samplings = own_samplings(args.scale, sampling)
-    if ADAPTED not in names:
-        return replace(rivals, samplings=samplings)
-    config = AdaptConfig.for_sampling(samplings.get(ADAPTED, sampling), micro_batch=args.batch_size)
-    return replace(rivals, adapted=config, samplings=samplings)
+    adapting = None
+    if ADAPTED in names:
+        adapting = AdaptConfig.for_sampling(samplings.get(ADAPTED, sampling), micro_batch=args.batch_size)
+    return Rivals(
+        none=NONE in names,
+        texts={name: words for name, words in texts.items() if kind_of(name) in names},
+        embeddings=embeddings if EMBEDDING in names else {},
+        start=embeddings.get(EMBEDDING),
+        adapted=adapting,
+        samplings=samplings,
+        labels={name: f"learned ({Path(file).stem})" for name, file in several.items()},
+    )
 
 
 def numbered(name: str, values: Sequence[Any]) -> dict[str, Any]:
     """``name``, ``name_2``, ``name_3`` and so on."""
     return {name if i == 0 else f"{name}_{i + 1}": value for i, value in enumerate(values)}
+
+
+def kind_of(mode: str) -> str:
+    """The mode that a numbered one is a further one of: ``best_text`` for ``best_text_2``."""
+    name, _, number = mode.rpartition("_")
+    return name if number.isdigit() else mode
 
 
 def own_samplings(entries: Sequence[str], sampling: Sampling) -> dict[str, Sampling]:

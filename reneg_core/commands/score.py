@@ -132,12 +132,17 @@ def as_json(results: Sequence[ScoredImage]) -> str:
 
 
 def as_csv(results: Sequence[ScoredImage]) -> str:
-    """A header and one line per picture."""
+    """A header and one line per picture; texts are :func:`inert`."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["image", *results[0].scores, "truncated", "prompt"])
-    writer.writerows([r.image, *r.scores.values(), r.truncated, r.prompt] for r in results)
+    writer.writerow(["image", *map(inert, results[0].scores), "truncated", "prompt"])
+    writer.writerows([inert(r.image), *r.scores.values(), r.truncated, inert(r.prompt)] for r in results)
     return stream.getvalue().rstrip("\n")
+
+
+def inert(text: object) -> str:
+    """Text that no spreadsheet takes for a formula: an apostrophe goes before a leading = + - @ or tab."""
+    return f"'{text}" if str(text).startswith(tuple("=+-@\t\r")) else str(text)
 
 
 def as_table(results: Sequence[ScoredImage]) -> str:

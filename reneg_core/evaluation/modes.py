@@ -38,8 +38,9 @@ class Rivals:
     """What to compare with what, by mode name.
 
     none: the empty prompt; texts: handwritten ones; encoded: negatives that were encoded elsewhere, one row each;
-    embeddings: learned ones; adapted: how the first of them is adapted to each pair, None = it is not; samplings: modes
-    that are sampled in their own way (the adapted mode is sampled as it is adapted); labels: names in words.
+    embeddings: learned ones; adapted: how ``start`` (or else the first of them) is adapted to each pair, None = it is
+    not; samplings: modes that are sampled in their own way (the adapted mode is sampled as it is adapted); labels:
+    names in words. Errors: ValueError for names that clash, samplings of no mode, and nothing to adapt.
     """
 
     none: bool = True
@@ -47,8 +48,22 @@ class Rivals:
     encoded: Mapping[str, Conditioning] = field(default_factory=dict)
     embeddings: Mapping[str, NegativeEmbedding] = field(default_factory=dict)
     adapted: AdaptConfig | None = None
+    start: NegativeEmbedding | None = None
     samplings: Mapping[str, Sampling] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = self.names
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"Got two modes called {twice[0]!r}, expected different names.")
+        unknown = sorted(set(self.samplings) - set(names))
+        if unknown:
+            raise ValueError(f"Got a sampling for the mode {unknown[0]!r}, expected one of {', '.join(names)}.")
+        if self.adapted and not self.adapted_from:
+            raise ValueError("Got no embedding to adapt, expected one. Give one, or leave the adapted mode out.")
+        if self.adapted and self.samplings.get(ADAPTED, self.adapted.sampling) != self.adapted.sampling:
+            raise ValueError("Got another sampling for the adapted mode than for its adaptation, expected the same.")
 
     @property
     def names(self) -> list[str]:
@@ -61,21 +76,10 @@ class Rivals:
             *([ADAPTED] if self.adapted else []),
         ]
 
-    def check(self, model: DiffusionModel) -> None:
-        """Refuse what cannot be compared on ``model``, before any work (ValueError)."""
-        names = self.names
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"Got two modes called {twice[0]!r}, expected different names.")
-        unknown = sorted(set(self.samplings) - set(names))
-        if unknown:
-            raise ValueError(f"Got a sampling for the mode {unknown[0]!r}, expected one of {', '.join(names)}.")
-        if self.adapted and not self.embeddings:
-            raise ValueError("Got no embedding to adapt, expected one. Give one, or leave the adapted mode out.")
-        if self.adapted and self.samplings.get(ADAPTED, self.adapted.sampling) != self.adapted.sampling:
-            raise ValueError("Got another sampling for the adapted mode than for its adaptation, expected the same.")
-        for embedding in self.embeddings.values():
-            embedding.require(model.family, model.width, model.max_tokens)
+    @property
+    def adapted_from(self) -> NegativeEmbedding | None:
+        """The embedding that adaptation starts from."""
+        return self.start or next(iter(self.embeddings.values()), None)
 
 
 @dataclass(frozen=True)
@@ -127,9 +131,10 @@ def build_modes(
     """The modes of ``rivals`` in their order, encoded and adapted.
 
     reward: what the adapted mode climbs; progress: called with (pairs adapted, pairs in all).
-    Errors: ValueError, before any work, as :meth:`Rivals.check`, and for an adapted mode without a reward.
+    Errors: ValueError, before any work, for an embedding of another model and for an adapted mode without a reward.
     """
-    rivals.check(model)
+    for embedding in [*rivals.embeddings.values(), *([rivals.adapted_from] if rivals.adapted else [])]:
+        embedding.require(model.family, model.width, model.max_tokens)
     if rivals.adapted and reward is None:
         raise ValueError("Got no reward for the adapted mode, expected the one that it is to climb.")
     null, texts = model.run(lambda prepared: _encoded(prepared, rivals.texts))
@@ -139,8 +144,7 @@ def build_modes(
     negatives |= {name: fitted(learned.conditioning(), null) for name, learned in rivals.embeddings.items()}
     samplings = dict(rivals.samplings)
     if rivals.adapted:
-        start = next(iter(rivals.embeddings.values()))
-        negatives[ADAPTED] = adapt_all(model, reward, pairs, start, rivals.adapted, progress)
+        negatives[ADAPTED] = adapt_all(model, reward, pairs, rivals.adapted_from, rivals.adapted, progress)
         samplings[ADAPTED] = rivals.adapted.sampling
     words = {name: entry.label() for name, entry in rivals.texts.items()}
     labels = {**LABELS, **words, **rivals.labels}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PROBE = 1 << 20
+WORST = 6
 
 
 def prepare_folder(directory: str | Path) -> Path:
@@ -128,7 +129,9 @@ def _png(image: "Image") -> bytes:
 
 def _embedding_facts(embedding: NegativeEmbedding) -> dict[str, Any]:
     facts = {"tokens": embedding.length, "width": embedding.width, "text encoder": describe_family(embedding.family)}
-    return facts | {name: value for name, value in asdict(embedding.provenance).items() if value or (name, value) == ("seed", 0)}
+    return facts | {
+        name: value for name, value in asdict(embedding.provenance).items() if value or (name, value) == ("seed", 0)
+    }
 
 
 def _one_key_per_line(data: Mapping[str, Any]) -> str:
@@ -238,8 +241,22 @@ def _losing(evaluation: Evaluation) -> dict[str, Any] | None:
         "lost": lost,
         "of": len(evaluation.pairs),
         "sentence": losing(evaluation),
+        "worst": _worst(evaluation),
         "halves": _halves(evaluation),
     }
+
+
+def _worst(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The pairs with the largest loss: prompt, noise seed, the baseline's score, the subject's, and the loss."""
+    judge, modes = evaluation.judge, (evaluation.rival, evaluation.subject)
+    found = []
+    for prompt, column in evaluation.worst(judge, evaluation.subject, evaluation.rival, WORST):
+        label, seed = evaluation.pairs.prompts[prompt], evaluation.pairs.seeds[prompt][column]
+        theirs, ours = (evaluation.table(judge, mode)[prompt][column] for mode in modes)
+        shown = _captions(evaluation, modes, (prompt, column))
+        places = decimals([evaluation.difference(judge, evaluation.subject, evaluation.rival)])
+        found.append({"prompt": label, "seed": seed, "scores": [*shown, f"{ours - theirs:+.{places}f}"]})
+    return found
 
 
 def _halves(evaluation: Evaluation) -> dict[str, Any]:

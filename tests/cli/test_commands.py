@@ -15,8 +15,8 @@ from reneg_core.backends import load_model
 from reneg_core.cli import COMMANDS, build_parser, main
 from reneg_core.commands.common import default_sampling, sampling_of
 from reneg_core.embedding import Provenance
+from reneg_core.evaluation import to_image
 from reneg_core.guidance import Guidance
-from reneg_core.plots import to_image
 from reneg_core.sampling import Sampling, sample
 
 QUICK = [

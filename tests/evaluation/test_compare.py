@@ -65,7 +65,9 @@ def test_a_mode_may_bring_its_own_sampling() -> None:
     assert close(scores["good"], [[0.35, 0.40]])
     assert close(scores["at 2"], [[0.50, 0.55]]) and close(scores["at 3"], [[0.80, 0.85]])
     assert model.noises == [(0, 5)]
-    assert found.samplings == {name: SAMPLING.at_scale(s) for name, s in zip(found.modes, (1.5, 1.5, 2, 3), strict=True)}
+    assert found.samplings == {
+        name: SAMPLING.at_scale(s) for name, s in zip(found.modes, (1.5, 1.5, 2, 3), strict=True)
+    }
 
 
 def test_one_negative_per_pair() -> None:
@@ -114,7 +116,7 @@ def test_the_largest_losses_are_kept_with_both_pictures() -> None:
         assert close(losses.images["embedding"].mean((1, 2, 3)).tolist(), [0.17, 0.82])
     assert run(modes=modes, keep=Keep(losses=9)).losses.pairs == ((0, 2), (1, 2), (0, 1))
     against = run(modes=modes, keep=Keep(losses=9, baseline="late"))
-    assert len(against.losses.pairs) == 4 and against.rival == "late" and list(against.losses.images)[0] == "late"
+    assert len(against.losses.pairs) == 4 and against.rival == "late" and next(iter(against.losses.images)) == "late"
 
 
 def test_losses_are_judged_by_the_independent_measure() -> None:

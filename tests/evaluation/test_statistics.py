@@ -177,7 +177,9 @@ class World:
     def effect(self, generator: np.random.Generator, prompts: int, k: int, crossed: bool) -> Table:
         prompt, noise, rest = self.effects
         noises = generator.normal(size=(1, k) if crossed else (prompts, k))
-        return prompt * generator.normal(size=(prompts, 1)) + noise * noises + rest * generator.normal(size=(prompts, k))
+        return (
+            prompt * generator.normal(size=(prompts, 1)) + noise * noises + rest * generator.normal(size=(prompts, k))
+        )
 
     def draw(self, generator: np.random.Generator, prompts: int, k: int, crossed: bool) -> tuple[Table, Table]:
         base = self.effect(generator, prompts, k, crossed)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reneg_core.protocols import hpsv2_jobs, hpsv2_table, prompt_set_jobs, prompt_set_rows, score_jobs
+from reneg_core.evaluation.protocols import hpsv2_jobs, hpsv2_table, prompt_set_jobs, prompt_set_rows, score_jobs
 from reneg_core.rewards import load_reward
 
 

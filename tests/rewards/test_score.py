@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from reneg_core.cli import main
+from reneg_core.commands.score import as_csv
 from reneg_core.picture_metadata import (
     prompt_of_graph,
     prompt_of_parameters,
@@ -19,7 +21,7 @@ from reneg_core.picture_metadata import (
     write_scores,
 )
 from reneg_core.rewards import load_reward
-from reneg_core.score import find_images, load_image, load_rewards, prompts_for, score_files
+from reneg_core.score import ScoredImage, find_images, load_image, load_rewards, prompts_for, score_files
 
 GRAPH = {
     "3": {
@@ -213,6 +215,21 @@ def test_command_csv_sort_and_top(capsys, folder):
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [row["image"].rsplit("/", 1)[-1] for row in rows] == ["bright.png", "middle.png"]
     assert float(rows[0]["brightness"]) == pytest.approx(220 / 255)
+
+
+def test_csv_holds_no_formulas(tmp_path):
+    """What a spreadsheet would run or recalculate gets an apostrophe; numbers and other texts stay as they are."""
+    names = ["=cmd.png", "+1.png", "-1.png", "@x.png", "plain=.png"]
+    prompts = ["=1+1", "\ttab", "a red fox", "", "-"]
+    results = [
+        ScoredImage(Path(name), prompt, -0.5, {"=reward": -0.5}, False)
+        for name, prompt in zip(names, prompts, strict=True)
+    ]
+    header, *rows = csv.reader(io.StringIO(as_csv(results)))
+    assert header == ["image", "'=reward", "truncated", "prompt"]
+    assert [row[0] for row in rows] == ["'=cmd.png", "'+1.png", "'-1.png", "'@x.png", "plain=.png"]
+    assert [row[3] for row in rows] == ["'=1+1", "'\ttab", "a red fox", "", "'-"]
+    assert {row[1] for row in rows} == {"-0.5"}
 
 
 def test_command_sorts_by_number_not_by_text(capsys, tmp_path):

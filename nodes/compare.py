@@ -15,9 +15,10 @@ from reneg_core.training import AdaptConfig, adapt
 from .host import files
 from .host.feedback import Progress, say, stop_if_asked
 from .host.rewards import HostReward
-from .layout import from_host, pil_to_image
+from .inputs import model_inputs, pass_inputs, picture_inputs, prompt_list, solver_input, wrong_choice
+from .layout import only_text, pil_to_image, suited
 from .schema import Embedding, schema
-from .training import host_model, model_inputs, pass_inputs, picture_inputs, prompt_list, wrong_choice
+from .settings import host_model, sampling_of
 from .watching import require_plots
 
 LABELS = {"none": "empty prompt", "text": "negative prompt", "embedding": "ReNeg embedding", "adapted": "adapted"}
@@ -48,6 +49,7 @@ class CompareNegatives(io.ComfyNode):
                 *pass_inputs(),
                 io.Conditioning.Input("text_negative", optional=True, tooltip="Optional. A prompt to compare."),
                 Embedding.Input("embedding", optional=True, tooltip="Optional. A learned negative to compare."),
+                solver_input(optional=True),
             ],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="A row per prompt and seed, a column per negative."),
@@ -57,8 +59,8 @@ class CompareNegatives(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, scheduler: str) -> bool | str:
-        return wrong_choice(scheduler, None) or True
+    def validate_inputs(cls, scheduler: str, solver: str | None = None) -> bool | str:
+        return wrong_choice(scheduler, solver) or True
 
     @classmethod
     def execute(
@@ -79,12 +81,13 @@ class CompareNegatives(io.ComfyNode):
         texts, numbers = prompt_list(prompts, files.NOTHING), [first_seed + i for i in range(seeds)]
         with torch.inference_mode(False), torch.no_grad():
             host = host_model(model, clip, vae, reward, options, stop_if_asked)
-            negatives = {"none": encoded_empty(host)}
+            negatives = {"none": host.encode([""]).to("cpu")}
             if text_negative is not None:
-                negatives["text"] = matching(from_host(*text_negative[0]), negatives["none"])
+                negatives["text"] = matching(only_text(text_negative), negatives["none"])
             if embedding is not None:
                 embedding.require(host.family, host.width)
-                negatives["embedding"] = matching(embedding.conditioning(), negatives["none"])
+                embedding = suited(embedding, negatives["none"])
+                negatives["embedding"] = embedding.conditioning()
             if adapted:
                 negatives["adapted"] = adapt_all(host, reward, texts, numbers, embedding, options)
             result = compare(host, reward, texts, numbers, negatives, options)
@@ -92,11 +95,6 @@ class CompareNegatives(io.ComfyNode):
         say(text, cls.hidden.unique_id)
         report = json.dumps(result.to_json(), ensure_ascii=False)
         return io.NodeOutput(*pictures(result), report, ui={"text": (text,)})
-
-
-def encoded_empty(host: DiffusionModel) -> Conditioning:
-    """The empty prompt as the model encodes it."""
-    return host.run(lambda model: model.encode([""])).to("cpu")
 
 
 def matching(negative: Conditioning, null: Conditioning) -> Conditioning:
@@ -124,14 +122,7 @@ def adapt_all(
         done[0] += count
         progress.update(done[0])
 
-    config = AdaptConfig(
-        sampling_steps=options["sampling_steps"],
-        guidance_scale=options["cfg"],
-        micro_batch=options["micro_batch"],
-        points=min(3, max(1, round(options["sampling_steps"] / 3))),
-        height=options["height"],
-        width=options["width"],
-    )
+    config = AdaptConfig.for_sampling(sampling_of(options), micro_batch=options["micro_batch"])
     columns = [list(column) for column in zip(*pairs, strict=True)]
     return adapt(host, reward.reward, *columns, embedding, config, progress=advance).negatives
 
@@ -154,6 +145,7 @@ def compare(
         {reward.name: reward.reward.score},
         guidance_scale=options["cfg"],
         steps=options["sampling_steps"],
+        solver=options.get("solver", "euler"),
         batch_size=options["micro_batch"],
         height=options["height"],
         width=options["width"],

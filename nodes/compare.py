@@ -1,27 +1,39 @@
 """One node that shows what a negative is worth: none, text, embedding and adapted on the same prompts and seeds."""
 
 import json
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
 from reneg_core.embedding import NegativeEmbedding
-from reneg_core.evaluate import Evaluation, Mode, evaluate
-from reneg_core.model import Conditioning, DiffusionModel
-from reneg_core.training import AdaptConfig, adapt
+from reneg_core.evaluation import (
+    Evaluation,
+    Judges,
+    Keep,
+    Pairs,
+    Rivals,
+    compare_rivals,
+    comparison,
+    grid_of,
+)
+from reneg_core.evaluation.modes import ADAPTED, EMBEDDING, NONE, TEXT
+from reneg_core.sampling import Sampling
+from reneg_core.training import AdaptConfig
 
 from .host import files
 from .host.feedback import Progress, say, stop_if_asked
 from .host.rewards import HostReward
+from .host.schedules import learned_for
 from .inputs import model_inputs, pass_inputs, picture_inputs, prompt_list, solver_input, wrong_choice
 from .layout import only_text, pil_to_image, suited
 from .schema import Embedding, schema
 from .settings import host_model, sampling_of
 from .watching import require_plots
 
-LABELS = {"none": "empty prompt", "text": "negative prompt", "embedding": "ReNeg embedding", "adapted": "adapted"}
+LABELS = {NONE: "empty prompt", TEXT: "negative prompt", EMBEDDING: "ReNeg embedding", ADAPTED: "adapted"}
+SHOWN = 8
 
 
 class CompareNegatives(io.ComfyNode):
@@ -78,80 +90,55 @@ class CompareNegatives(io.ComfyNode):
         **options: Any,
     ) -> io.NodeOutput:
         require_plots()
-        texts, numbers = prompt_list(prompts, files.NOTHING), [first_seed + i for i in range(seeds)]
+        pairs = counted_pairs(prompt_list(prompts, files.NOTHING), seeds, first_seed)
+        sampling = sampling_of(options)
+        texts = {} if text_negative is None else {TEXT: only_text(text_negative)}
+        judges = Judges({reward.name: reward.reward.score}, climbed=reward.reward)
         with torch.inference_mode(False), torch.no_grad():
             host = host_model(model, clip, vae, reward, options, stop_if_asked)
-            negatives = {"none": host.encode([""]).to("cpu")}
-            if text_negative is not None:
-                negatives["text"] = matching(only_text(text_negative), negatives["none"])
-            if embedding is not None:
-                embedding.require(host.family, host.width)
-                embedding = suited(embedding, negatives["none"])
-                negatives["embedding"] = embedding.conditioning()
-            if adapted:
-                negatives["adapted"] = adapt_all(host, reward, texts, numbers, embedding, options)
-            result = compare(host, reward, texts, numbers, negatives, options)
-        text = win_rates(result)
+            rivals = Rivals(
+                encoded=texts,
+                embeddings={} if embedding is None else {EMBEDDING: suited(embedding, host.encode([""]))},
+                adapted=AdaptConfig.for_sampling(sampling, micro_batch=options["micro_batch"]) if adapted else None,
+                labels=LABELS,
+            )
+            result = compare_rivals(
+                host,
+                pairs,
+                rivals,
+                judges,
+                sampling,
+                keep=Keep(min(SHOWN, len(pairs))),
+                batch_size=options["micro_batch"],
+                progress=StagedProgress().update,
+            )
+        text = "\n".join(filter(None, [win_rates(result), elsewhere(embedding, sampling)]))
         say(text, cls.hidden.unique_id)
         report = json.dumps(result.to_json(), ensure_ascii=False)
         return io.NodeOutput(*pictures(result), report, ui={"text": (text,)})
 
 
-def matching(negative: Conditioning, null: Conditioning) -> Conditioning:
-    """``negative`` with the parts the model needs and no others."""
-    pooled = None if null.pooled is None else negative.pooled if negative.pooled is not None else null.pooled
-    mask = negative.mask if null.mask is not None else None
-    return Conditioning(negative.tokens[:1], mask, pooled)
+def elsewhere(embedding: NegativeEmbedding | None, sampling: Sampling) -> str:
+    """A line for an embedding that was learned for another sampling than the comparison's, else nothing."""
+    recorded = embedding and embedding.sampling
+    same = recorded is None or recorded.equals(replace(sampling, size=recorded.size))
+    return "" if same else f"the embedding was {learned_for(embedding)}"
 
 
-def adapt_all(
-    host: DiffusionModel,
-    reward: HostReward,
-    prompts: list[str],
-    seeds: list[int],
-    embedding: NegativeEmbedding | None,
-    options: Mapping[str, Any],
-) -> Conditioning:
-    """One adapted negative per (prompt, seed), all seeds of the first prompt first."""
-    if embedding is None:
-        raise ValueError("Got no embedding to adapt, expected one. Connect an embedding or switch adapted off.")
-    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    progress, done = Progress(len(pairs)), [0]
-
-    def advance(count: int) -> None:
-        done[0] += count
-        progress.update(done[0])
-
-    config = AdaptConfig.for_sampling(sampling_of(options), micro_batch=options["micro_batch"])
-    columns = [list(column) for column in zip(*pairs, strict=True)]
-    return adapt(host, reward.reward, *columns, embedding, config, progress=advance).negatives
+def counted_pairs(prompts: list[str], each: int, first: int) -> Pairs:
+    """``each`` pictures per prompt; every picture has a seed of its own, counting on from ``first``."""
+    rows = range(first, first + each * len(prompts), each)
+    return Pairs(tuple(prompts), tuple(tuple(range(start, start + each)) for start in rows))
 
 
-def compare(
-    host: DiffusionModel,
-    reward: HostReward,
-    prompts: list[str],
-    seeds: list[int],
-    negatives: Mapping[str, Conditioning],
-    options: Mapping[str, Any],
-) -> Evaluation:
-    """The core's evaluation with the node's progress bar."""
-    progress = Progress(len(prompts) * len(seeds) * len(negatives))
-    return evaluate(
-        host,
-        prompts,
-        seeds,
-        {name: Mode(negative, LABELS[name]) for name, negative in negatives.items()},
-        {reward.name: reward.reward.score},
-        guidance_scale=options["cfg"],
-        steps=options["sampling_steps"],
-        solver=options.get("solver", "euler"),
-        batch_size=options["micro_batch"],
-        height=options["height"],
-        width=options["width"],
-        pictures=min(8, len(prompts) * len(seeds)),
-        progress=lambda done, total: progress.update(done),
-    )
+class StagedProgress:
+    """The node's bar, started anew for each stage."""
+
+    def __init__(self) -> None:
+        self._bars: dict[str, Progress] = {}
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        self._bars.setdefault(stage, Progress(total)).update(done)
 
 
 def win_rates(result: Evaluation) -> str:
@@ -168,16 +155,7 @@ def win_rates(result: Evaluation) -> str:
 
 def pictures(result: Evaluation) -> tuple[Any, Any]:
     """The grid of pictures and the chart as IMAGEs."""
-    from reneg_core import plots
-
-    [measure], modes = result.measures, list(result.modes)
-    rows, labels, captions = [], [], []
-    for index, (prompt, seed) in enumerate(result.pictures.pairs):
-        rows.append([result.pictures.images[mode][index] for mode in modes])
-        labels.append(f"{result.prompts[prompt]}\nseed {result.seeds[seed]}")
-        captions.append([f"{result.scores[measure][mode][prompt][seed]:.3f}" for mode in modes])
-    grid = plots.grid(rows, labels, [result.label(mode) for mode in modes], captions=captions, side=256)
-    return pil_to_image(grid), pil_to_image(plots.comparison(result))
+    return pil_to_image(grid_of(result)), pil_to_image(comparison(result))
 
 
 NODES = [CompareNegatives]

@@ -196,11 +196,11 @@ def outcome(result: Any) -> str:
 
 def training_outputs(result: Any, clip: Any, observer: NodeObserver) -> tuple[Any, ...]:
     """What the node hands on: conditioning, embedding, curve, pictures, report."""
-    from reneg_core import plots
+    from reneg_core.evaluation import learning_curve
 
     extra = encode(clip, "")[1]
     records = load_records(result.directory)
-    curve = pil_to_image(plots.learning_curve(records)) if records else torch.ones(1, 64, 64, 3)
+    curve = pil_to_image(learning_curve(records)) if records else torch.ones(1, 64, 64, 3)
     pairs = [t for t in (observer.first, observer.last) if t is not None]
     pictures = to_bhwc(torch.cat(pairs)) if pairs else torch.ones(1, 64, 64, 3)
     report = {

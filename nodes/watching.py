@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from reneg_core import plots
+from reneg_core.evaluation import grid, learning_curve
 
 from .host.feedback import Progress, say
 from .host.stopping import StopButton
@@ -44,7 +44,7 @@ class NodeObserver:
         """Pictures of the start over pictures of now, and the curve under them."""
         rows = [list(self.first), list(self.last)]
         columns = [f"prompt {i + 1}" for i in range(len(rows[0]))]
-        return stacked([plots.grid(rows, ["start", "now"], columns, side=SIDE), plots.learning_curve(self.records)])
+        return stacked([grid(rows, ["start", "now"], columns, side=SIDE), learning_curve(self.records)])
 
 
 def require_plots() -> None:

@@ -5,14 +5,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..embedding import atomic_write, load_embedding
+from ..embedding import NegativeEmbedding, atomic_write, load_embedding
 from ..rewards import load_reward
+from ..sampling import Sampling
 from ..training import AdaptConfig, AdaptResult, adapt
-from .common import add_model_options, graceful_stop, load_model_of, read_prompts
+from ..training.names import merge, normalised
+from ..training.run_config import parse_override
+from .common import add_model_options, default_sampling, graceful_stop, load_model_of, read_prompts, setting_lines
 
 DESCRIPTION = """\
 Adapt a global embedding to single (prompt, seed) pairs: at most 10 steps each, the best is kept, so that no pair ends
 below its start by the reward. Writes an embedding and a picture per pair and adapted.json with the rewards.
+Pictures are sampled as the embedding was learned, where its file says how; --set sampling.steps=20 changes that.
 
   reneg adapt --embedding runs/tiny/negative.safetensors --output runs/adapted
   reneg adapt --model sd15/ --embedding e.safetensors --prompts p.txt --reward hpsv2.1 --weights WEIGHTS.pt
@@ -34,17 +38,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--reward", default="tiny", help="name or mix (%(default)s)")
     parser.add_argument("--weights", default=None, help="the reward's weights: file or folder")
     parser.add_argument("--output", default="runs/adapted", help="folder (%(default)s)")
-    settings = " ".join(f"{name}={value!r}" for name, value in AdaptConfig().to_mapping().items())
+    settings = " ".join(setting_lines(AdaptConfig().to_mapping()))
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=f"settings: {settings}")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Adapt, write the results, print a line per pair."""
-    from ..training.run_config import parse_override
-
     start = load_embedding(args.embedding)
-    config = AdaptConfig.from_mapping(dict(parse_override(text) for text in args.set))
+    config = settings_of(args, start)
     prompts = args.prompt or read_prompts(args.prompts, "test", args.model)
     model = load_model_of(args)
     reward = load_reward(args.reward, weights=args.weights, device=model.device)
@@ -57,8 +59,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write(folder: Path, prompts: list[str], seed: int, result: AdaptResult, start: Any) -> None:
-    from ..plots import to_image
+def settings_of(args: argparse.Namespace, start: NegativeEmbedding) -> AdaptConfig:
+    """The settings given, over the sampling that ``start`` was learned for (or the model's default)."""
+    base = start.sampling or default_sampling(args.model)
+    settings = merge({"sampling": base.to_mapping()}, normalised(dict(parse_override(text) for text in args.set)))
+    return AdaptConfig.for_sampling(Sampling.from_mapping(settings.pop("sampling")), **settings)
+
+
+def _write(folder: Path, prompts: list[str], seed: int, result: AdaptResult, start: NegativeEmbedding) -> None:
+    from ..evaluation import to_image
 
     rows = []
     for index, prompt in enumerate(prompts):

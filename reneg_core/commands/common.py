@@ -3,7 +3,7 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -102,6 +102,15 @@ def default_batch_size(model: str) -> int:
     return 64 if model == "tiny" else 4
 
 
+def setting_lines(settings: Mapping[str, Any]) -> list[str]:
+    """``name=value`` for every setting, as overrides are written; nested ones with a dot."""
+    lines = []
+    for name, value in settings.items():
+        nested = value.items() if isinstance(value, Mapping) else ()
+        lines += [f"{name}.{inner}={v!r}" for inner, v in nested] or [f"{name}={value!r}"]
+    return lines
+
+
 def load_model_of(args: argparse.Namespace) -> DiffusionModel:
     """The model that the options name."""
     from ..backends import load_model
@@ -136,6 +145,15 @@ def independent_measure(model: str) -> dict[str, Callable[[Tensor, list[str]], T
     from ..tiny import measure
 
     return {"independent": measure}
+
+
+def independent_parts(model: str) -> dict[str, Callable[[Tensor, list[str]], dict[str, Tensor]]]:
+    """The parts that :func:`independent_measure` is made of, under the same name."""
+    if model != "tiny":
+        return {}
+    from ..tiny import measure_parts
+
+    return {"independent": measure_parts}
 
 
 @contextmanager
@@ -180,7 +198,7 @@ class ProgressObserver:
         self.shown["validation"] = f"{record['reward']:.3f}" + ("*" if record["best"] else "")
         if self.quiet:
             return
-        from ..plots import grid
+        from ..evaluation import grid
 
         folder = self.directory / "previews"
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,17 +3,17 @@
 import argparse
 import time
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from ..embedding import atomic_write
-from ..report import headline, write_report
+from ..evaluation import Keep, Pairs, Rivals, Words, compare_rivals, headline, prepare_folder, write_report
+from ..evaluation.modes import EMBEDDING, TEXT
 from ..training import AdaptConfig, Session, TrainConfig
 from ..training.config import RolloutConfig
 from ..training.run_config import load_run_config
 from ..training.workers import Workers
-from .common import ProgressObserver, graceful_stop, independent_measure
-from .evaluate import MODES, compare, handwritten
+from .common import ProgressObserver, graceful_stop
+from .evaluate import judges_of, progress_bars
 from .train import prepare, report_result
 
 DESCRIPTION = """\
@@ -21,7 +21,7 @@ Learn a negative embedding for the embedded tiny world (two minutes on two slow 
 prompt, a handwritten negative prompt and per-sample adaptation on held-out prompts. Leaves negative.safetensors,
 report.html, report.json, curve.png and grid.png. Interrupted, it goes on where it was when called again.
 """
-TEST_PROMPTS, SEEDS = 64, 4
+TEST_PROMPTS, NOISES, PICTURES, LOSSES = 64, 4, 8, 6
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, adapt, evaluate, report."""
     from .. import tiny
 
-    directory = Path(args.output)
+    directory = prepare_folder(args.output)
     config = load_run_config(args.config, [*args.overrides, f"output={directory}"])
     job = prepare(config, Workers())
     clock = time.monotonic()
@@ -55,10 +55,16 @@ def run(args: argparse.Namespace) -> int:
         report_result(result, directory)
         return 130
     learned = time.monotonic() - clock
-    evaluation = compare(
-        job.model, job.reward, tiny.test_prompts()[:TEST_PROMPTS], range(SEEDS), MODES, result.embedding,
-        handwritten("tiny"), adaptation(config), measures=independent_measure("tiny"),
-    )  # fmt: skip
+    adapting = adaptation(config)
+    rivals = Rivals(
+        texts={TEXT: Words(tiny.HANDWRITTEN_NEGATIVE)}, embeddings={EMBEDDING: result.embedding}, adapted=adapting
+    )
+    pairs = Pairs.own(tiny.test_prompts()[:TEST_PROMPTS], NOISES)
+    with progress_bars() as progress:
+        evaluation = compare_rivals(
+            job.model, pairs, rivals, judges_of(job.reward, "tiny", {}), config.sampling,
+            keep=Keep(PICTURES, LOSSES), batch_size=adapting.micro_batch, progress=progress,
+        )  # fmt: skip
     write_report(
         directory, evaluation, title="A negative embedding for the tiny world", records=trainer.files.records(),
         config=config.to_mapping(), embedding=result.embedding, command="python -m reneg_core demo",

@@ -1,17 +1,33 @@
 """``reneg evaluate``: compare negatives on the same prompts and the same noise, with intervals and a report."""
 
 import argparse
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..embedding import NegativeEmbedding, load_embedding
-from ..evaluate import Evaluation, Mode, evaluate
-from ..model import Conditioning, DiffusionModel
-from ..report import headline, write_report
+from ..embedding import load_embedding
+from ..evaluation import (
+    Judges,
+    Keep,
+    Measure,
+    Pairs,
+    Rivals,
+    Words,
+    compare_rivals,
+    headline,
+    prepare_folder,
+    write_report,
+)
+from ..evaluation.modes import ADAPTED, BEST_TEXT, EMBEDDING, NONE, TEXT
+from ..evaluation.results import baseline_of
 from ..rewards import Reward, load_reward
-from ..training import AdaptConfig, adapt
+from ..sampling import Sampling
+from ..training import AdaptConfig
 from .common import (
     HANDCRAFTED,
     add_model_options,
@@ -19,6 +35,7 @@ from .common import (
     default_batch_size,
     default_sampling,
     independent_measure,
+    independent_parts,
     load_model_of,
     read_prompts,
     sampling_of,
@@ -34,14 +51,15 @@ from .protocol import (
 from .score import weights_of
 
 DESCRIPTION = """\
-Sample every prompt with every seed once per mode from the same noise, score the pictures, and write report.html,
-report.json and grid.png. Intervals are 95 % bootstrap intervals over prompts.
+Sample every prompt once per noise and mode, from the same noise for every mode, score the pictures, and write
+report.html, report.json and pictures. Intervals are 95 % bootstrap intervals over prompts and noises.
 
-  modes: none (empty prompt), text (--negative-prompt), embedding (--embedding), adapted (per pair from the embedding)
+  modes: none (empty prompt), text (--negative-prompt), best_text (--best-text), embedding (--embedding), adapted (the
+  first embedding, adapted to each pair); a second text or embedding is best_text_2 or embedding_2, and so on
 
-  reneg evaluate --embedding runs/tiny/negative.safetensors
+  reneg evaluate --embedding runs/tiny/negative.safetensors --best-text "noisy faded" 2.5
   reneg evaluate --model sd15/ --embedding sd1.5_reneg_emb.bin --prompts p.txt --reward hpsv2.1 \\
-                 --weights HPS_v2.1_compressed.pt --measure image_reward
+                 --weights HPS_v2.1_compressed.pt --measure image_reward --scale none=9 --scale text=8
 
 Published benchmarks: the HPSv2 one (four styles, groups of 80) and means over a prompt set (PickScore, Parti), with the
 pictures made here, or made elsewhere. They end up in protocol.json as well.
@@ -49,7 +67,8 @@ pictures made here, or made elsewhere. They end up in protocol.json as well.
   reneg evaluate --protocol hpsv2 --prompts benchmark/ --model sd15/ --embedding sd1.5_reneg_emb.bin --reward hpsv2.1
   reneg evaluate --protocol prompt-set --prompts parti.tsv --from-pictures pictures/ --reward pickscore
 """
-MODES = ("none", "text", "embedding", "adapted")
+MODES = (NONE, TEXT, BEST_TEXT, EMBEDDING, ADAPTED)
+NOISES = 4
 
 
 def add_parser(subparsers: Any) -> None:
@@ -61,11 +80,8 @@ def add_parser(subparsers: Any) -> None:
     )
     add_model_options(parser)
     add_sampling_options(parser, "30 DDIM steps at guidance scale 7.5 (the tiny world: 3)")
-    parser.add_argument("--embedding", default="", metavar="FILE")
-    parser.add_argument("--negative-prompt", default=None, help="for the mode text (a handcrafted one)")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=None, help="all that the other options allow")
-    parser.add_argument("--prompts", default="", metavar="FILE", help="one prompt per line (the tiny world's test set)")
-    parser.add_argument("--seeds", type=int, default=None, help="noise seeds per prompt (4; with --protocol 1)")
+    _add_mode_options(parser.add_argument_group("modes"))
+    _add_pair_options(parser.add_argument_group("pairs"))
     parser.add_argument("--reward", default="tiny", help="judge, and what adapted climbs; name or mix (%(default)s)")
     parser.add_argument(
         "--weights",
@@ -76,9 +92,37 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--measure", action="append", default=[], metavar="REWARD", help="a further judge; repeat")
     parser.add_argument("--pictures", type=int, default=8, help="rows of the grid (%(default)s)")
+    parser.add_argument("--losses", type=int, default=6, help="pairs to show where the embedding loses (%(default)s)")
+    parser.add_argument("--baseline", default="", metavar="MODE", help="what it loses against (none, else the first)")
     parser.add_argument("--output", default="runs/evaluation", help="folder (%(default)s)")
     add_protocol_options(parser)
     parser.set_defaults(run=run)
+
+
+def _add_mode_options(group: Any) -> None:
+    group.add_argument("--embedding", nargs="+", action="extend", default=[], metavar="FILE", help="one or several")
+    group.add_argument("--negative-prompt", default=None, help="for the mode text (a handcrafted one)")
+    group.add_argument(
+        "--best-text", nargs=2, action="append", default=[], metavar=("TEXT", "STRENGTH"),
+        help="a further handwritten negative as null + STRENGTH * (TEXT - null); repeat",
+    )  # fmt: skip
+    group.add_argument("--modes", nargs="+", choices=MODES, default=None, help="all that the other options allow")
+    group.add_argument(
+        "--scale", action="append", default=[], metavar="MODE=SCALE", help="a guidance scale of its own; repeat"
+    )
+
+
+def _add_pair_options(group: Any) -> None:
+    group.add_argument("--prompts", default="", metavar="FILE", help="one prompt per line (the tiny world's test set)")
+    group.add_argument(
+        "--noises", type=int, default=None, metavar="K",
+        help=f"pictures per prompt, each with a noise of its own ({NOISES}; with --protocol 1)",
+    )  # fmt: skip
+    group.add_argument("--noise-seed", type=int, default=0, metavar="N", help="another set of noises (%(default)s)")
+    group.add_argument(
+        "--seeds", type=int, default=None, metavar="K",
+        help="instead of --noises: the same K noises for all prompts (wider intervals)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,33 +132,136 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--from-pictures and --limit belong to a published protocol: give --protocol too.")
     if args.from_pictures:
         return _score_pictures(args)
-    modes = chosen_modes(args.modes, args.embedding)
+    names = chosen_modes(args.modes, args.best_text, args.embedding)
     styles = protocol_prompts(args.protocol, args.prompts, args.limit) if args.protocol else {}
     prompts = [prompt for style in styles.values() for prompt in style]
-    prompts = prompts or read_prompts(args.prompts, "test", args.model)
-    embedding = load_embedding(args.embedding) if args.embedding else None
+    pairs = chosen_pairs(args, prompts or read_prompts(args.prompts, "test", args.model))
+    sampling = sampling_of(args, default_sampling(args.model))
+    rivals = chosen_rivals(args, names, sampling)
+    baseline_of(rivals.names, args.baseline)
+    prepare_folder(args.output)
     model = load_model_of(args)
     rewards = _judges(args, model.device)
     reward = rewards.pop(args.reward)
-    others = {name: judge.score for name, judge in rewards.items()}
-    text = handwritten(args.model) if args.negative_prompt is None else args.negative_prompt
-    sampling = sampling_of(args, default_sampling(args.model))
-    adapting = AdaptConfig.for_sampling(sampling, micro_batch=args.batch_size)
-    evaluation = compare(
-        model, reward, prompts, range(args.seeds or (1 if args.protocol else 4)), modes, embedding, text, adapting,
-        measures={**others, **independent_measure(args.model)}, pictures=args.pictures,
-    )  # fmt: skip
+    judges = judges_of(reward, args.model, {name: judge.score for name, judge in rewards.items()})
+    keep = Keep(args.pictures, args.losses, args.baseline)
+    with progress_bars() as progress:
+        evaluation = compare_rivals(
+            model, pairs, rivals, judges, sampling, keep=keep, batch_size=args.batch_size, progress=progress
+        )
     print(headline(evaluation))
-    print(write_report(args.output, evaluation, embedding=embedding))
+    print(write_report(args.output, evaluation, embedding=next(iter(rivals.embeddings.values()), None)))
     if args.protocol:
         print(report_tables(tables_of(evaluation, styles, args.protocol), args.protocol, args.output))
     return 0
+
+
+def chosen_modes(asked: Sequence[str] | None, texts: Sequence[Any], embeddings: Sequence[str]) -> list[str]:
+    """The modes asked for, or all that are possible; ValueError for one whose option is missing or repeated files."""
+    if len(set(embeddings)) < len(embeddings):
+        raise ValueError(f"Got --embedding {' '.join(embeddings)}, expected different files.")
+    possible = {NONE: True, TEXT: True, BEST_TEXT: bool(texts), EMBEDDING: bool(embeddings), ADAPTED: bool(embeddings)}
+    for name in asked or ():
+        if not possible[name]:
+            needed = "--best-text TEXT STRENGTH" if name == BEST_TEXT else "--embedding FILE"
+            raise ValueError(f"The mode {name} needs {needed}.")
+    return [name for name in MODES if (name in asked if asked else possible[name])]
+
+
+def chosen_pairs(args: argparse.Namespace, prompts: Sequence[str]) -> Pairs:
+    """The prompts with the noises that the options name; ValueError for none, and for both kinds at once."""
+    given = {"--noises": args.noises, "--seeds": args.seeds}
+    if all(value is not None for value in given.values()):
+        raise ValueError(
+            "Got --noises and --seeds, expected one of them: noises of their own, or shared by all prompts."
+        )
+    for option, value in given.items():
+        if value is not None and value < 1:
+            raise ValueError(f"Got {option} {value}, expected 1 or more: pictures per prompt.")
+    if args.seeds:
+        return Pairs.shared(prompts, range(args.noise_seed, args.noise_seed + args.seeds))
+    return Pairs.own(prompts, args.noises or (1 if args.protocol else NOISES), args.noise_seed)
+
+
+def chosen_rivals(args: argparse.Namespace, names: Sequence[str], sampling: Sampling) -> Rivals:
+    """What the options say about the modes ``names``; embeddings are loaded. ValueError for what cannot be read."""
+    texts = {TEXT: Words(handwritten(args.model) if args.negative_prompt is None else args.negative_prompt)}
+    texts |= numbered(BEST_TEXT, [Words(text, _number("--best-text", strength)) for text, strength in args.best_text])
+    files = numbered(EMBEDDING, args.embedding)
+    wanted = set(names) | {name for name in (*texts, *files) if name.rpartition("_")[0] in names}
+    rivals = Rivals(
+        none=NONE in names,
+        texts={name: words for name, words in texts.items() if name in wanted},
+        embeddings={name: load_embedding(file) for name, file in files.items() if wanted & {name, ADAPTED}},
+        labels={name: f"learned ({Path(file).stem})" for name, file in files.items()} if len(files) > 1 else {},
+    )
+    samplings = own_samplings(args.scale, sampling)
+    if ADAPTED not in names:
+        return replace(rivals, samplings=samplings)
+    config = AdaptConfig.for_sampling(samplings.get(ADAPTED, sampling), micro_batch=args.batch_size)
+    return replace(rivals, adapted=config, samplings=samplings)
+
+
+def numbered(name: str, values: Sequence[Any]) -> dict[str, Any]:
+    """``name``, ``name_2``, ``name_3`` and so on."""
+    return {name if i == 0 else f"{name}_{i + 1}": value for i, value in enumerate(values)}
+
+
+def own_samplings(entries: Sequence[str], sampling: Sampling) -> dict[str, Sampling]:
+    """["none=4", ...] as ``sampling`` at that guidance scale, by mode; ValueError for anything else."""
+    found = {}
+    for entry in entries:
+        mode, _, scale = entry.rpartition("=")
+        if not mode:
+            raise ValueError(f"Got --scale {entry}, expected MODE=SCALE, for example --scale none=4.")
+        found[mode] = sampling.at_scale(_number("--scale", scale))
+    return found
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"Got {text!r} for {option}, expected a number.")
+    return number
+
+
+def judges_of(reward: Reward, model: str, others: Mapping[str, Measure]) -> Judges:
+    """The reward under the name ``reward``, further judges, and the tiny world's independent measure with its parts."""
+    return Judges(
+        {"reward": reward.score, **others, **independent_measure(model)},
+        independent_parts(model),
+        reward,
+        {"reward": f"reward {reward.name}", "independent": "the independent measure"},
+    )
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each stage of a comparison, moved by the yielded function."""
+    from tqdm import tqdm
+
+    bars: dict[str, Any] = {}
+
+    def advance(stage: str, done: int, total: int) -> None:
+        if stage not in bars:
+            bars[stage] = tqdm(total=total, unit="pair" if stage == "adapting" else "picture", desc=stage)
+        bars[stage].update(done - bars[stage].n)
+
+    try:
+        yield advance
+    finally:
+        for bar in bars.values():
+            bar.close()
 
 
 def _score_pictures(args: argparse.Namespace) -> int:
     from ..backends.diffusers import pick_device
 
     jobs = picture_jobs(args.protocol, args.from_pictures, args.prompts, args.limit)
+    prepare_folder(args.output)
     judges = _judges(args, pick_device(args.device))
     found = tables_of_pictures(judges, jobs, args.protocol, args.batch_size)
     print(report_tables(found, args.protocol, args.output))
@@ -134,14 +281,6 @@ def _judges(args: argparse.Namespace, device: torch.device) -> dict[str, Reward]
     }
 
 
-def chosen_modes(asked: Sequence[str] | None, embedding: str) -> list[str]:
-    """The modes asked for, or all that are possible; ValueError when an embedding is missing."""
-    needed = {"embedding", "adapted"} & set(asked or ())
-    if needed and not embedding:
-        raise ValueError(f"The mode {sorted(needed)[0]} needs --embedding FILE.")
-    return list(asked or (MODES if embedding else MODES[:2]))
-
-
 def handwritten(model: str) -> str:
     """The handwritten negative prompt to compare with: the tiny world's best, else the published handcrafted one."""
     if model != "tiny":
@@ -149,56 +288,3 @@ def handwritten(model: str) -> str:
     from ..tiny import HANDWRITTEN_NEGATIVE
 
     return HANDWRITTEN_NEGATIVE
-
-
-def compare(
-    model: DiffusionModel,
-    reward: Reward,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    modes: Sequence[str],
-    embedding: NegativeEmbedding | None,
-    text: str,
-    adapting: AdaptConfig,
-    *,
-    measures: dict[str, Callable[..., Any]],
-    pictures: int = 8,
-) -> Evaluation:
-    """Evaluate ``modes`` by the reward and the other measures; ``adapted`` adapts every pair first."""
-    if embedding:
-        embedding.require(model.family, model.width, model.max_tokens)
-    negatives: dict[str, Callable[[], Conditioning]] = {
-        "none": lambda: model.encode([""]),
-        "text": lambda: model.encode([text]),
-        "embedding": lambda: embedding.conditioning(),
-        "adapted": lambda: _adapted(model, reward, prompts, seeds, embedding, adapting),
-    }
-    labels = {"none": "empty prompt", "text": f"“{text}”", "embedding": "learned", "adapted": "learned + adapted"}
-    chosen = {name: Mode(negatives[name](), labels[name]) for name in modes}
-    from tqdm import tqdm
-
-    with tqdm(total=len(prompts) * len(seeds) * len(modes), unit="picture", desc="judging") as bar:
-        return evaluate(
-            model, prompts, seeds, chosen, {"reward": reward.score, **measures},
-            guidance_scale=adapting.sampling.guidance.scale, steps=adapting.sampling.steps,
-            batch_size=adapting.micro_batch, solver=adapting.sampling.solver,
-            height=adapting.sampling.size.height, width=adapting.sampling.size.width, pictures=pictures,
-            measure_labels={"reward": f"reward {reward.name}", "independent": "the independent measure"},
-            progress=lambda done, total: bar.update(done - bar.n),
-        )  # fmt: skip
-
-
-def _adapted(
-    model: DiffusionModel,
-    reward: Reward,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    embedding: NegativeEmbedding,
-    config: AdaptConfig,
-) -> Conditioning:
-    from tqdm import tqdm
-
-    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    with tqdm(total=len(pairs), unit="pair", desc="adapting") as bar:
-        result = adapt(model, reward, *zip(*pairs, strict=True), embedding, config, progress=bar.update)
-    return result.negatives

@@ -90,7 +90,7 @@ def _draw(
 ) -> list[Path]:
     from PIL.PngImagePlugin import PngInfo
 
-    from ..plots import to_image
+    from ..evaluation import to_image
 
     negative, paths = negative_of(model, embedding, args), []
     folder = Path(args.output)

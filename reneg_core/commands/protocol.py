@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..embedding import atomic_write
-from ..evaluate import Evaluation
-from ..protocols import (
+from ..evaluation.protocols import (
     HPSv2Table,
     Job,
     MeanRow,
@@ -21,6 +20,7 @@ from ..protocols import (
     read_prompt_list,
     score_jobs,
 )
+from ..evaluation.results import Evaluation
 from ..rewards import Reward
 
 PROTOCOLS = ("hpsv2", "prompt-set")

@@ -16,7 +16,7 @@ from ..rewards import Reward, load_reward
 from ..training import Batch, Prompts, Reach, Session, Trainer, TrainResult, reward_gradient, split_prompts
 from ..training.run_config import RunConfig, load_run_config, recipe_names
 from ..training.workers import Workers, pick_workers
-from .common import ProgressObserver, graceful_stop, read_prompts
+from .common import ProgressObserver, graceful_stop, read_prompts, setting_lines
 
 DESCRIPTION = """\
 Learn a negative embedding by gradient ascent on a reward, with guidance inside the training.
@@ -47,10 +47,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _settings_help() -> str:
-    settings = RunConfig().to_mapping()
-    lines = [f"  {name}={value!r}" for name, value in settings.items() if not isinstance(value, dict)]
-    lines += [f"  sampling.{name}={value!r}" for name, value in settings["sampling"].items()]
-    lines += [f"  jitter.{name}={value!r}" for name, value in settings["jitter"].items()]
+    lines = [f"  {line}" for line in setting_lines(RunConfig().to_mapping())]
     return "\nSettings and their defaults (their meaning: docs/recipes.md):\n" + "\n".join(lines) + "\n"
 
 

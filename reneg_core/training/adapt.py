@@ -5,7 +5,7 @@ best iterate by the reward of the finished picture, so that no pair ends below i
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..embedding import NegativeEmbedding
 from ..model import Conditioning, DiffusionModel
 from ..rewards import Reward
-from ..sampling import sample
+from ..sampling import Sampling, sample
 from . import schedule
 from .config import AdaptConfig
 from .loss_scale import loss_scale_for
@@ -27,7 +27,7 @@ class AdaptResult:
 
     negatives: tokens ``[N,L,D]`` (and mask, pooled of N rows) on the CPU; start_rewards, rewards: ``[N]`` of the
     finished picture before and after, rewards >= start_rewards; steps: ``[N]`` int64, the step each best came from;
-    images: ``[N,3,H,W]``, the finished pictures of the best iterates.
+    images: ``[N,3,H,W]``, the finished pictures of the best iterates; sampling: how those were made.
     """
 
     negatives: Conditioning
@@ -35,11 +35,13 @@ class AdaptResult:
     rewards: Tensor
     steps: Tensor
     images: Tensor
+    sampling: Sampling
 
     def embedding(self, index: int, start: NegativeEmbedding) -> NegativeEmbedding:
-        """Row ``index`` as a file-ready embedding with ``start``'s family and provenance."""
-        row = self.negatives[[index]]
-        return NegativeEmbedding(row.tokens, start.family, row.mask, row.pooled, start.provenance)
+        """Row ``index`` as a file-ready embedding with ``start``'s family and provenance, learned for ``sampling``."""
+        row, scale = self.negatives[[index]], self.sampling.guidance.scale
+        provenance = replace(start.provenance, sampling=self.sampling.to_mapping(), guidance_scale=scale)
+        return NegativeEmbedding(row.tokens, start.family, row.mask, row.pooled, provenance)
 
 
 @dataclass
@@ -99,7 +101,7 @@ def adapt(
     rest = start.conditioning()
     negatives = Conditioning(tokens, *(_repeat(t, len(prompts)) for t in (rest.mask, rest.pooled)))
     starts, steps, images = (torch.cat([getattr(p, f) for p in parts]) for f in ("start_rewards", "steps", "images"))
-    return AdaptResult(negatives, starts, rewards, steps, images)
+    return AdaptResult(negatives, starts, rewards, steps, images, config.sampling)
 
 
 def adapt_table(
@@ -177,7 +179,7 @@ def _adapt_batch(
         for row, gradient in zip(alive[sound], gradients[sound], strict=True):
             tokens[row].grad = gradient
         optimizer.step()
-    return AdaptResult(Conditioning(best.tokens), starts, best.rewards, best.steps, best.images)
+    return AdaptResult(Conditioning(best.tokens), starts, best.rewards, best.steps, best.images, config.sampling)
 
 
 @torch.no_grad()

@@ -189,10 +189,14 @@ class AdaptConfig(RolloutConfig):
 
     @classmethod
     def for_sampling(cls, sampling: Sampling, **settings: Any) -> "AdaptConfig":
-        """The default adaptation for ``sampling``: its own number of gradient points, or as many as the last third of
-        the steps has."""
-        window = RolloutConfig(sampling=sampling).window_of(sampling)
-        return cls(**{"sampling": sampling, "points": min(cls.points, window[1] - window[0]), **settings})
+        """The default adaptation for ``sampling``: its own number of gradient points, or as many as the window has.
+
+        settings: any others, as plain values. Errors: as :meth:`from_mapping`.
+        """
+        first, last = cls.from_mapping({**settings, "sampling": sampling.to_mapping(), "points": 1}).window_of(sampling)
+        return cls.from_mapping(
+            {"points": min(cls.points, last - first), **settings, "sampling": sampling.to_mapping()}
+        )
 
 
 def _guided(name: str, scale: float) -> list[str]:

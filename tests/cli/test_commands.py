@@ -10,10 +10,14 @@ import yaml
 from builders import pipeline_folder
 from PIL import Image
 
-from reneg_core import NegativeEmbedding, load_embedding
+from reneg_core import Conditioning, NegativeEmbedding, load_embedding
+from reneg_core.backends import load_model
 from reneg_core.cli import COMMANDS, build_parser, main
-from reneg_core.training import ConfigError
-from reneg_core.training.run_config import RunConfig, load_run_config, recipe_names
+from reneg_core.commands.common import default_sampling, sampling_of
+from reneg_core.embedding import Provenance
+from reneg_core.guidance import Guidance
+from reneg_core.plots import to_image
+from reneg_core.sampling import Sampling, sample
 
 QUICK = [
     "steps=2", "batch_size=2", "micro_batch=2", "sampling_steps=2", "window=[0,2]", "validation_pairs=2",
@@ -34,7 +38,8 @@ def test_train_writes_everything_and_resumes(tmp_path: Path, capsys: pytest.Capt
     run = tmp_path / "run"
     assert main(["train", *QUICK, f"output={run}"]) == 0
     assert "validation reward" in capsys.readouterr().out
-    assert load_embedding(run / "negative.safetensors").provenance.base_model == "tiny"
+    saved = load_embedding(run / "negative.safetensors")
+    assert saved.provenance.base_model == "tiny" and saved.sampling == Sampling(steps=2).at_scale(4.0)
     assert yaml.safe_load((run / "config.yaml").read_text())["batch_size"] == 2
     assert sorted(p.name for p in (run / "previews").iterdir()) == [f"step-{i:06d}.png" for i in (0, 1, 2)]
     assert main(["train", *QUICK, f"output={run}"]) == 1
@@ -143,7 +148,7 @@ def test_adapt_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     path = NegativeEmbedding(model.encode([""]).tokens, model.family).save(tmp_path / "start.safetensors")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle on a blue background\n\na green ring on a black background\n")
-    quick = ["--set", "steps=1", "--set", "sampling_steps=2", "--set", "window=[0,2]", "--set", "points=1"]
+    quick = ["--set", "steps=1", "--set", "sampling.steps=2", "--set", "window=[0,2]", "--set", "points=1"]
     out = tmp_path / "adapted"
     options = ["--embedding", str(path), "--prompts", str(prompts)]
     assert main(["adapt", *options, "--output", str(out), *quick]) == 0
@@ -240,17 +245,123 @@ def test_evaluate_refuses(arguments: list[str], message: str, capsys: pytest.Cap
     assert message in capsys.readouterr().err
 
 
-def test_recipes_are_valid_and_the_default_is_the_papers() -> None:
-    assert "demo" in recipe_names()
-    for name in recipe_names():
-        load_run_config(name)
-    assert load_run_config("paper").train_config() == RunConfig().train_config()
+def test_training_takes_the_sampling_by_nested_and_by_older_names(tmp_path: Path) -> None:
+    """The run's own config.yaml is nested and reads back; a jittered run records the sets that it drew from."""
+    run = tmp_path / "run"
+    nested = ["sampling.spacing=trailing", "sampling.solver=dpmpp_2m", "jitter.steps=[2, 3]"]
+    assert main(["train", *QUICK, *nested, f"output={run}"]) == 0
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    assert values["sampling"]["guidance_scale"] == 4 and values["jitter"]["steps"] == [2, 3]
+    saved = load_embedding(run / "negative.safetensors")
+    assert saved.sampling == Sampling("dpmpp_2m", 2, "trailing").at_scale(4.0)
+    assert saved.provenance.notes["training"]["jitter"]["steps"] == [2, 3]
 
 
-def test_config_round_trip_and_overrides(tmp_path: Path) -> None:
-    config = load_run_config("demo", ["steps=7", "learning_rate=5e-3", "init=blurry, bad"])
-    (tmp_path / "c.yaml").write_text(config.to_yaml())
-    assert load_run_config(str(tmp_path / "c.yaml")) == config
-    assert (config.steps, config.learning_rate, config.init) == (7, 5e-3, "blurry, bad")
-    with pytest.raises(ConfigError, match="expected name=value"):
-        load_run_config("", ["steps"])
+@pytest.fixture
+def learned(tmp_path: Path) -> Path:
+    """A random pipeline's embedding that says that it was learned for five Karras steps."""
+    pipeline_folder(tmp_path / "model")
+    torch.manual_seed(0)
+    provenance = Provenance(sampling=Sampling("dpmpp_2m", 5, "karras").at_scale(4.0).to_mapping())
+    return NegativeEmbedding(torch.randn(1, 16, 32), provenance=provenance).save(tmp_path / "learned.safetensors")
+
+
+def infer(folder: Path, *options: str) -> tuple[dict, bytes]:
+    """The settings that the picture's file names, and its pixels."""
+    out = folder / "out"
+    assert main(["infer", "--model", str(folder / "model"), "--prompt", "a fox", "--output", str(out), *options]) == 0
+    [path] = out.iterdir()
+    with Image.open(path) as picture:
+        found = json.loads(picture.text["reneg"]), picture.tobytes()
+    path.unlink()
+    return found
+
+
+def drawn(folder: Path, negative: Conditioning, sampling: Sampling) -> bytes:
+    """The picture of the core's own sampler."""
+    model = load_model(folder / "model", device="cpu")
+    latents = sample(model, model.encode(["a fox"]), negative, model.noise([42]), sampling)
+    return to_image(model.decode(latents)[0]).tobytes()
+
+
+def test_infer_samples_as_the_embedding_was_learned(tmp_path: Path, learned: Path, capsys) -> None:
+    embedding = load_embedding(learned)
+    settings, pixels = infer(tmp_path, "--neg-embedding", str(learned))
+    assert Sampling.from_mapping({k: settings[k] for k in embedding.provenance.sampling}) == embedding.sampling
+    assert pixels == drawn(tmp_path, embedding.conditioning(), embedding.sampling)
+    said = capsys.readouterr().err
+    assert "sampling: 5 DPM-Solver++(2M) steps, karras spacing, guidance scale 4 (as the embedding was learned)" in said
+    assert "note:" not in said
+
+
+def test_options_win_over_what_the_embedding_was_learned_for(tmp_path: Path, learned: Path, capsys) -> None:
+    options = ["--spacing", "trailing", "--guidance-end", "0.8", "--guidance-rescale", "0.5", "--guidance-start", "0.1"]
+    settings, pixels = infer(tmp_path, "--neg-embedding", str(learned), *options)
+    expected = Sampling("dpmpp_2m", 5, "trailing", Guidance(4.0, 0.1, 0.8, 0.5))
+    assert pixels == drawn(tmp_path, load_embedding(learned).conditioning(), expected)
+    assert settings["spacing"] == "trailing" and settings["guidance_end"] == 0.8
+    said = capsys.readouterr().err
+    assert "(as asked for)" in said and said.count("note: the embedding was learned for 5 DPM-Solver++(2M) steps") == 1
+
+
+def test_adapt_samples_as_the_embedding_was_learned(tmp_path: Path, learned: Path) -> None:
+    options = ["--embedding", str(learned), "--model", str(tmp_path / "model"), "--prompt", "a fox"]
+    options += ["--reward", "brightness", "--output", str(tmp_path / "adapted"), "--set", "steps=1"]
+    for more, expected in (([], {}), (["--set", "guidance_scale=2", "--set", "sampling.steps=4"], {"steps": 4})):
+        assert main(["adapt", *options, *more]) == 0
+        found = load_embedding(tmp_path / "adapted" / "00000.safetensors").sampling
+        assert found == load_embedding(learned).sampling.at_scale(2.0 if more else 4.0).changed(**expected)
+
+
+@pytest.mark.parametrize(("options", "where"), [([], "(the default; the"), (["--solver", "euler"], "(as asked for)")])
+def test_an_embedding_that_does_not_say_gets_the_default(
+    tmp_path: Path, learned: Path, options: list[str], where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    path = NegativeEmbedding(torch.randn(1, 16, 32)).save(tmp_path / "plain.safetensors")
+    _, pixels = infer(tmp_path, "--neg-embedding", str(path), *options)
+    assert pixels == drawn(tmp_path, load_embedding(path).conditioning(), Sampling("ddim", 30, "model"))
+    said = capsys.readouterr().err
+    assert "steps, model spacing, guidance scale 7.5" in said and where in said
+
+
+def test_the_default_of_the_tiny_world_is_its_own_scale() -> None:
+    args = build_parser().parse_args(["infer"])
+    assert sampling_of(args, default_sampling("tiny")) == Sampling("ddim").at_scale(3.0)
+    assert sampling_of(args, default_sampling("folder")) == Sampling("ddim").at_scale(7.5)
+
+
+def test_infer_keeps_the_mask_of_an_embedding_and_refuses_a_pooled_vector(
+    tmp_path: Path, learned: Path, capsys
+) -> None:
+    mask = torch.ones(1, 16)
+    mask[:, 3:] = 0
+    torch.manual_seed(0)
+    masked = NegativeEmbedding(torch.randn(1, 16, 32), mask=mask)
+    path = masked.save(tmp_path / "masked.safetensors")
+    _, pixels = infer(tmp_path, "--neg-embedding", str(path), "--steps", "4")
+    assert pixels == drawn(tmp_path, masked.conditioning(), Sampling(steps=4))
+    assert pixels != drawn(tmp_path, Conditioning(masked.tokens), Sampling(steps=4))
+    pooled = NegativeEmbedding(torch.randn(1, 16, 32), pooled=torch.ones(1, 4)).save(tmp_path / "pooled.safetensors")
+    assert main(["infer", "--model", str(tmp_path / "model"), "--prompt", "a", "--neg-embedding", str(pooled)]) == 1
+    assert "Got a pooled vector for the negative and none for the positive" in capsys.readouterr().err
+
+
+def test_infer_strength_goes_from_the_empty_prompt_through_the_embedding(tmp_path: Path, learned: Path) -> None:
+    embedding, null = load_embedding(learned), load_model(tmp_path / "model", device="cpu").encode([""])
+    for strength in (0.0, 0.5, 2.0):
+        negative = Conditioning(null.tokens + strength * (embedding.tokens - null.tokens))
+        _, pixels = infer(tmp_path, "--neg-embedding", str(learned), "--strength", str(strength))
+        assert pixels == drawn(tmp_path, negative, embedding.sampling)
+
+
+def test_inspect_says_what_an_embedding_was_learned_for(tmp_path: Path, learned: Path, capsys) -> None:
+    assert main(["inspect", str(learned)]) == 0
+    assert "learned for: 5 DPM-Solver++(2M) steps, karras spacing, guidance scale 4\n" in capsys.readouterr().out
+    assert main(["inspect", str(learned), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["provenance"]["sampling"]["spacing"] == "karras"
+    notes = {"training": {"window": [0, 1], "jitter": {"solver": ["euler", "dpmpp_2m"]}}}
+    plain = NegativeEmbedding(torch.ones(1, 2, 4), provenance=Provenance(notes=notes)).save(tmp_path / "p.safetensors")
+    assert main(["inspect", str(plain)]) == 0
+    printed = capsys.readouterr().out
+    assert "learned for: unknown" in printed and "window: 0 1" in printed and "solver: euler dpmpp_2m" in printed

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from reneg_core import Conditioning, NegativeEmbedding, load_embedding
 from reneg_core.embedding import Provenance
+from reneg_core.sampling import Sampling
 
 
 def random(length: int = 77, width: int = 768, seed: int = 0, **options: object) -> NegativeEmbedding:
@@ -21,13 +23,16 @@ def random(length: int = 77, width: int = 768, seed: int = 0, **options: object)
 
 
 def test_round_trip_keeps_everything(tmp_path: Path) -> None:
-    provenance = Provenance("sd15", "abc", "hpsv2.1", 100, 7.5, 3, "def", "0.1.0", "", {"lr": 0.005})
+    sampling = Sampling("dpmpp_2m", 10, "karras").at_scale(3.0)
+    notes = {"lr": 0.005, "training": {"window": [0, 1]}}
+    provenance = Provenance("sd15", "abc", "hpsv2.1", 100, 7.5, 3, "def", "0.1.0", "", notes, sampling.to_mapping())
     mask = torch.ones(1, 120)
     original = random(120, 4096, mask=mask, provenance=provenance)
     path = original.save(tmp_path / "new folder" / "e.safetensors")
     loaded = load_embedding(path)
     assert torch.equal(loaded.tokens, original.tokens) and torch.equal(loaded.mask, mask.long())
     assert loaded.family == "t5-xxl" and loaded.provenance == provenance and loaded.pooled is None
+    assert loaded.sampling == sampling
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -164,6 +169,55 @@ def test_blend_and_strength() -> None:
     assert torch.allclose(a.toward_null(null, 2).tokens, 2 * a.tokens - b.tokens, atol=1e-5)
     with pytest.raises(ValueError, match="expected equal lengths"):
         a.blend(random(10), 0.5)
+
+
+def test_a_file_of_an_older_version_has_no_sampling(tmp_path: Path) -> None:
+    older = {"base_model": "sd15", "guidance_scale": 7.5, "notes": {}, "rewards": "hpsv2.1", "seed": 0, "steps": 9}
+    metadata = {"format": "reneg-embedding", "format_version": "1", "family": "clip-l", "provenance": json.dumps(older)}
+    save_file({"tokens": random().tokens}, tmp_path / "e.safetensors", metadata)
+    loaded = load_embedding(tmp_path / "e.safetensors")
+    assert loaded.sampling is None and loaded.provenance.guidance_scale == 7.5
+
+
+@pytest.mark.parametrize(
+    ("recorded", "message"),
+    [
+        ([1], "Got unreadable provenance in e.safetensors (sampling is list"),
+        ({"steps": -1}, "Got an embedding with unreadable sampling settings (Got -1 sampling steps"),
+    ],
+)
+def test_a_sampling_that_cannot_be_is_one_clear_sentence(tmp_path: Path, recorded: object, message: str) -> None:
+    metadata = {"format": "reneg-embedding", "format_version": "1", "provenance": json.dumps({"sampling": recorded})}
+    save_file({"tokens": random().tokens}, tmp_path / "e.safetensors", metadata)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        _ = load_embedding(tmp_path / "e.safetensors").sampling
+
+
+def test_settings_of_a_newer_version_are_left_out() -> None:
+    recorded = {**Sampling(steps=12).to_mapping(), "frames": 49}
+    assert random(provenance=Provenance(sampling=recorded)).sampling == Sampling(steps=12)
+
+
+def test_a_blend_was_learned_for_what_both_were() -> None:
+    ten, twenty = (Provenance(sampling=Sampling(steps=steps).to_mapping()) for steps in (10, 20))
+    assert random(provenance=ten).blend(random(provenance=ten), 0.5).sampling == Sampling(steps=10)
+    assert random(provenance=ten).blend(random(provenance=twenty), 0.5).sampling is None
+    null = Conditioning(random(seed=3).tokens)
+    assert random(provenance=ten).toward_null(null, 0.5).sampling == Sampling(steps=10)
+
+
+def test_strength_keeps_mask_and_pooled() -> None:
+    full = random(mask=torch.ones(1, 77), pooled=torch.full((1, 4), 3.0))
+    null = Conditioning(random(seed=2).tokens, None, torch.ones(1, 4))
+    half = full.toward_null(null, 0.5)
+    assert torch.equal(half.mask, full.mask) and torch.equal(half.pooled, torch.full((1, 4), 2.0))
+    hidden = replace(full, mask=torch.tensor([[1] * 70 + [0] * 7]))
+    with pytest.raises(ValueError, match="different attention masks"):
+        hidden.toward_null(null, 0.5)
+    with pytest.raises(ValueError, match="Got one embedding with a pooled vector and one without"):
+        full.toward_null(Conditioning(null.tokens), 0.5)
+    with pytest.raises(ValueError, match="Got one embedding with a pooled vector and one without"):
+        random().toward_null(null, 0.5)
 
 
 def test_compare() -> None:

@@ -61,6 +61,7 @@ def test_patience_ends_pairs_that_do_not_improve(model, start) -> None:
 def test_row_becomes_a_file_ready_embedding(model, start) -> None:
     result = adapt(model, Curved(), PROMPTS, SEEDS, start, CONFIG)
     assert torch.equal(result.embedding(1, start).tokens[0], result.negatives.tokens[1])
+    assert result.embedding(1, start).sampling == SAMPLING and start.sampling is None
 
 
 def test_bad_input(model, start) -> None:

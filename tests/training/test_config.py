@@ -169,6 +169,9 @@ def test_an_adaptation_takes_the_points_that_the_steps_allow(steps: int, points:
     sampling = Sampling(steps=steps)
     config = AdaptConfig.for_sampling(sampling, micro_batch=2)
     assert (config.sampling, config.points, config.micro_batch) == (sampling, points, 2)
+    assert AdaptConfig.for_sampling(sampling, window=[0, 1]).points == 1
+    with pytest.raises(ConfigError, match="points: got 9"):
+        AdaptConfig.for_sampling(sampling.changed(steps=8), points=9)
 
 
 def test_splitting_prompts() -> None:

@@ -1,0 +1,203 @@
+"""Evaluation on a model with a closed form: every picture is one grey level that can be worked out by hand."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from evaluations import GreyModel, grey, level
+from torch import Tensor
+
+from reneg_core.evaluation import Evaluation, Keep, Mode, Pairs, evaluate
+from reneg_core.model import Conditioning
+from reneg_core.rewards.smoke import Brightness
+from reneg_core.sampling import Sampling, Size, sample
+
+MODES = {"none": Mode(level(0.0), "empty prompt"), "good": Mode(level(-0.1))}
+PROMPTS, SEEDS = ["dark", "bright"], [0, 1, 2]
+SAMPLING = Sampling(steps=1).at_scale(1.5)
+
+
+def run(
+    model: GreyModel | None = None,
+    prompts: Sequence[str] = PROMPTS,
+    seeds: Sequence[int] = SEEDS,
+    modes: dict = MODES,
+    measures: dict | None = None,
+    sampling: Sampling = SAMPLING,
+    **options: object,
+) -> Evaluation:
+    pairs = Pairs.shared(prompts, seeds)
+    return evaluate(model or GreyModel(), pairs, modes, measures or {"reward": grey}, sampling, **options)
+
+
+def close(found: object, expected: object) -> bool:
+    return torch.allclose(torch.tensor(found), torch.tensor(expected), atol=1e-6)
+
+
+def test_scores_are_the_closed_form() -> None:
+    """none: 1.5 * positive; good: 1.5 * positive + 0.05; and 0.01 per seed for both, whatever the batches."""
+    expected = torch.tensor([[0.30, 0.31, 0.32], [0.90, 0.91, 0.92]])
+    for batch_size in (1, 4, 100):
+        scores = run(batch_size=batch_size).scores["reward"]
+        assert close(scores["none"], expected.tolist()) and close(scores["good"], (expected + 0.05).tolist())
+
+
+def test_every_pair_is_drawn_from_its_own_noise() -> None:
+    pairs = Pairs(("dark", "bright"), ((4, 1), (7, 0)))
+    model = GreyModel()
+    found = evaluate(model, pairs, MODES, {"reward": grey}, SAMPLING, batch_size=3)
+    assert close(found.scores["reward"]["none"], [[0.34, 0.31], [0.97, 0.90]])
+    assert model.noises == [(4, 1, 7), (0,)] and found.pairs == pairs
+
+
+def test_every_mode_starts_from_the_same_noise_drawn_once() -> None:
+    model = GreyModel()
+    run(model, batch_size=4)
+    assert model.noises == [(0, 1, 2, 0), (1, 2)] and model.prepared == 1
+
+
+def test_a_mode_may_bring_its_own_sampling() -> None:
+    """At scale 2 and 3: 2 * 0.2 + 0.1 and 3 * 0.2 + 0.2, plus 0.01 per seed, from the same noise as the others."""
+    own = {f"at {scale}": Mode(level(-0.1), sampling=SAMPLING.at_scale(scale)) for scale in (2, 3)}
+    model = GreyModel()
+    found = run(model, ["dark"], [0, 5], {**MODES, **own})
+    scores = found.scores["reward"]
+    assert close(scores["good"], [[0.35, 0.40]])
+    assert close(scores["at 2"], [[0.50, 0.55]]) and close(scores["at 3"], [[0.80, 0.85]])
+    assert model.noises == [(0, 5)]
+    assert found.samplings == {name: SAMPLING.at_scale(s) for name, s in zip(found.modes, (1.5, 1.5, 2, 3), strict=True)}
+
+
+def test_one_negative_per_pair() -> None:
+    rows = level(0.0, 0.1, 0.2, 0.0, 0.0, 0.3)
+    scores = run(modes={"adapted": Mode(rows)}, batch_size=4).scores["reward"]["adapted"]
+    assert close(scores, [[0.30, 0.26, 0.22], [0.90, 0.91, 0.77]])
+
+
+def test_parts_are_recorded_per_mode_and_pair() -> None:
+    def split(images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+        level = grey(images, prompts)
+        return {"low": level / 10, "known": torch.tensor([float(prompt == "dark") for prompt in prompts])}
+
+    found = run(parts={"reward": split}, batch_size=4)
+    assert close(found.parts["reward"]["low"]["good"], [[0.035, 0.036, 0.037], [0.095, 0.096, 0.097]])
+    assert found.parts["reward"]["known"] == {mode: [[1.0] * 3, [0.0] * 3] for mode in MODES}
+    assert found.part("reward", "low", "none").value == pytest.approx(0.061)
+
+
+def test_settings_say_how_to_do_it_again() -> None:
+    found = run(sampling=Sampling("dpmpp_2m", 2, "karras", size=Size(6, 8)).at_scale(2))
+    assert found.settings["model"] == "grey" and found.settings["solver"] == "dpmpp_2m"
+    assert [found.settings[key] for key in ("steps", "spacing", "guidance_scale")] == [2, "karras", 2]
+    assert (found.settings["height"], found.settings["width"]) == (6, 8)
+    assert run().settings["height"] == 4, "the size that came out, where none was asked for"
+    assert found.labels == {"none": "empty prompt"} and "torch" in found.versions
+
+
+def test_kept_pictures_are_evenly_spaced_and_right() -> None:
+    pictures = run(keep=Keep(3), batch_size=4, sampling=Sampling(steps=1, size=Size(6, 8)).at_scale(1.5)).pictures
+    assert pictures.pairs == ((0, 0), (0, 2), (1, 1))
+    assert pictures.images["good"].shape == (3, 3, 6, 8)
+    assert close(pictures.images["good"].mean((1, 2, 3)).tolist(), [0.35, 0.37, 0.96])
+    assert run(keep=Keep(2)).pictures.pairs == ((0, 0), (1, 1))
+    assert run().pictures.pairs == () and run().pictures.images == {}
+    assert len(run(keep=Keep(50)).pictures.pairs) == 6
+
+
+def test_the_largest_losses_are_kept_with_both_pictures() -> None:
+    """The embedding loses half of its level: 0.05, 0.1, 0.15 on pairs 1, 5, 2; gains are none of it."""
+    modes = {"none": Mode(level(0.0)), "embedding": Mode(level(-0.1, 0.1, 0.3, -0.1, 0.0, 0.2)), "late": MODES["good"]}
+    for batch_size in (2, 100):
+        losses = run(modes=modes, keep=Keep(losses=2), batch_size=batch_size).losses
+        assert losses.pairs == ((0, 2), (1, 2)) and list(losses.images) == ["none", "embedding"]
+        assert close(losses.images["none"].mean((1, 2, 3)).tolist(), [0.32, 0.92])
+        assert close(losses.images["embedding"].mean((1, 2, 3)).tolist(), [0.17, 0.82])
+    assert run(modes=modes, keep=Keep(losses=9)).losses.pairs == ((0, 2), (1, 2), (0, 1))
+    against = run(modes=modes, keep=Keep(losses=9, baseline="late"))
+    assert len(against.losses.pairs) == 4 and against.rival == "late" and list(against.losses.images)[0] == "late"
+
+
+def test_losses_are_judged_by_the_independent_measure() -> None:
+    measures = {"independent": lambda images, prompts: -grey(images, prompts), "reward": grey}
+    assert len(run(measures=measures, keep=Keep(losses=9)).losses.pairs) == 6
+    assert run(keep=Keep(losses=9)).losses.pairs == ()
+    assert run(modes={"none": MODES["none"]}, keep=Keep(losses=9)).losses.pairs == ()
+
+
+def test_one_prompt_and_one_pair() -> None:
+    one = run(prompts=["dark"]).mean("reward", "none")
+    assert one.value == pytest.approx(0.31)
+    assert one.interval == pytest.approx((0.31 - 0.0248, 0.31 + 0.0248), abs=1e-4), "t with 2 degrees of freedom"
+    report = run(prompts=["dark"], seeds=[7]).to_json()
+    assert report["none"]["reward_interval"] is None
+    assert report["win_rate"]["reward"]["good>none"]["interval"] is None
+    assert report["win_rate"]["reward"]["good>none"]["halves"] == {}
+
+
+def test_a_reward_that_ignores_prompts_is_a_measure() -> None:
+    assert run(measures={"brightness": Brightness().score}).mean("brightness", "none").value == pytest.approx(0.61)
+
+
+def test_nothing_is_recorded_for_gradients() -> None:
+    negative = Conditioning(level(0.0).tokens.requires_grad_())
+    seen = []
+    run(modes={"n": Mode(negative)}, measures={"m": lambda i, p: seen.append(i.requires_grad) or grey(i, p)})
+    assert seen == [False]
+
+
+def test_progress_ends_at_the_number_of_pictures() -> None:
+    calls = []
+    run(batch_size=4, progress=lambda *call: calls.append(call))
+    assert calls == [(4, 12), (8, 12), (10, 12), (12, 12)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"modes": {}}, "Got no modes, expected at least one of each"),
+        ({"modes": {"wide": Mode(Conditioning(torch.zeros(1, 2, 5)))}}, "width 5 for the mode 'wide', expected 3"),
+        ({"modes": {"two": Mode(level(0.0, 0.0))}}, "Got 2 negatives for the mode 'two', expected 1 or 6"),
+        ({"modes": {"seeds": MODES["none"]}}, "Got a mode called 'seeds'"),
+        ({"modes": {"parts": MODES["none"]}}, "Got a mode called 'parts'"),
+        ({"modes": {"a>b": MODES["none"]}}, "Got a mode called 'a>b'"),
+        ({"modes": {"reward": MODES["none"]}}, "Got reward as a mode and as a measure"),
+        (
+            {"modes": {"tall": Mode(level(0.0), sampling=Sampling(size=Size(8, 4)))}},
+            "Got another picture size for the mode 'tall'",
+        ),
+        ({"parts": {"x": lambda i, p: {}}}, "Got parts of 'x', expected one of reward"),
+        ({"keep": Keep(baseline="text")}, "Got the baseline 'text', expected one of the modes none, good"),
+        ({"batch_size": 0}, "Got batch size 0"),
+    ],
+)
+def test_refused_before_sampling(options: dict, message: str) -> None:
+    model = GreyModel()
+    with pytest.raises(ValueError, match=message):
+        run(model, **options)
+    assert model.prepared == 0
+
+
+def test_a_measure_that_fails_is_named_with_its_pair() -> None:
+    def broken(images: Tensor, prompts: list[str]) -> Tensor:
+        return torch.tensor([float("nan") if p == "bright" else 0.0 for p in prompts])
+
+    with pytest.raises(ValueError, match="Got nan from the measure 'm' for the mode 'none', prompt 'bright', seed 0"):
+        run(measures={"m": broken})
+    with pytest.raises(ValueError, match=r"Got shape \[\] from the measure 'm', expected a tensor \[6\]"):
+        run(measures={"m": lambda images, prompts: images.mean()})
+    with pytest.raises(ValueError, match="Got nan from the part 'p' of 'reward' for the mode 'none', prompt 'bright'"):
+        run(parts={"reward": lambda images, prompts: {"p": broken(images, prompts)}})
+
+
+def test_stable_diffusion_end_to_end(model) -> None:
+    """On the real architectures: the pictures are those of the sampler alone, for batches that split prompts."""
+    modes = {"none": Mode(model.encode([""])), "text": Mode(model.encode(["ugly"]))}
+    sampling, pairs = Sampling(steps=3).at_scale(4), Pairs.own(["a red fox", "blue"], 2)
+    whole = evaluate(model, pairs, modes, {"m": grey}, sampling, keep=Keep(4), batch_size=4)
+    split = evaluate(model, pairs, modes, {"m": grey}, sampling, keep=Keep(4), batch_size=3)
+    positive = model.encode(["a red fox", "a red fox", "blue", "blue"])
+    noise = model.noise([seed for _, seed in pairs])
+    latents = sample(model, positive, modes["text"].negative, noise, sampling)
+    assert torch.equal(whole.pictures.images["text"], model.decode(latents))
+    assert torch.allclose(whole.pictures.images["text"], split.pictures.images["text"], atol=1e-5)
+    assert whole.settings["height"] == 16

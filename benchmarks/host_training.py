@@ -64,11 +64,12 @@ def measure(pairs: int, steps: int, side: int, batch: int) -> None:
     from reneg_pack.nodes.host.model import HostModel
 
     from reneg_core.rewards import load_reward
+    from reneg_core.sampling import Size
 
     with torch.inference_mode():
         parts = nodes.CheckpointLoaderSimple().load_checkpoint("reneg-test-sd15.safetensors")[:3]
     reward = load_reward("brightness")
-    host = HostModel(*parts, height=side, width=side, batch=batch)
+    host = HostModel(*parts, size=Size(side, side), batch=batch)
     core = core_model()
     parameters = [
         sum(p.numel() for p in network.parameters()) for network in (parts[0].model.diffusion_model, core.pipeline.unet)

@@ -1,140 +1,181 @@
-"""Reward reached against seconds spent on the tiny world: the paper's recipe, ours, and the sweep that chose ours.
+"""The method's own questions, answered on the tiny world with three training seeds each.
 
-    python benchmarks/recipes.py            the paper's recipe against the fast one
-    python benchmarks/recipes.py --sweep    every setting of the sweep (about half an hour on two slow cores)
+    python benchmarks/recipes.py                 every recipe (about an hour and a half on two slow cores)
+    python benchmarks/recipes.py --only NAME     some of them; results of others are kept
+    python benchmarks/recipes.py --plot          the pictures from the results, nothing trained
 
-Each recipe runs with the same seed, batch of 16 and validation pairs (held-out prompts, full 30-step DDIM whatever the
-training solver); seconds are those of training steps. Writes docs/images/reward-against-seconds.png.
+Every recipe learns from batches of 16 and is judged on the same 144 test pairs with noises of their own, with the
+demo's sampling. Seconds are those of training steps. On the way, reward and independent measure of 48 validation pairs
+show whether the reward is climbed at the measure's cost. Writes benchmarks/results/recipes.json and
+docs/images/recipes.png, docs/images/hacking.png.
 """
 
 import argparse
-import itertools
 import json
-import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from measure import publish, table
+from lab import MEASURE, REWARD, Watcher, encoded, figures, judge, learn, means, recipe, test_pairs, validation_pairs
+from measure import RESULTS, publish, table
 
-from reneg_core.backends import load_model
-from reneg_core.model import Conditioning
-from reneg_core.rewards import load_reward
-from reneg_core.sampling import Sampling, sample
-from reneg_core.tiny import measure, train_prompts, validation_prompts
-from reneg_core.training import Session, TrainConfig, Trainer, split_prompts
-from reneg_core.training.run_config import load_run_config
+from reneg_core.evaluation import Mode
+from reneg_core.evaluation.modes import exaggerate
+from reneg_core.sampling import Jitter
+from reneg_core.tiny import HANDWRITTEN_NEGATIVE
+from reneg_core.tiny.rivals import rivals
+from reneg_core.training import TrainConfig
 
-IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "reward-against-seconds.png"
-FAST = replace(
-    load_run_config("fast").train_config(), validate_every=1000, checkpoint_every=1000, validation_pairs=1, seed=0
-)
-DDIM = Sampling(steps=30).at_scale(FAST.sampling.guidance.scale)
-TEN, TEN_DPM = DDIM.changed(steps=10), DDIM.changed(steps=10, solver="dpmpp_2m")
-PAPER = replace(FAST, learning_rate=5e-3, sampling=DDIM, window=None, points=1, through=1, steps=120)
-SWEEP = {
-    "window 15..30": replace(PAPER, window=(15, 30)),
-    "window 6..30": replace(PAPER, window=(6, 30)),
-    "window 6..30, lr 1e-2": replace(PAPER, window=(6, 30), learning_rate=1e-2),
-    "window 6..30, lr 1e-2, 3 points": replace(PAPER, window=(6, 30), learning_rate=1e-2, points=3, steps=80),
-    "10 steps, window 2..10, lr 1e-2": replace(PAPER, sampling=TEN, window=(2, 10), learning_rate=1e-2),
-    "10 steps DPM++, window 2..10, lr 1e-2": replace(PAPER, sampling=TEN_DPM, window=(2, 10), learning_rate=1e-2),
-    "10 steps DPM++, window 2..10, lr 2e-2": replace(PAPER, sampling=TEN_DPM, window=(2, 10), learning_rate=2e-2),
-    "10 steps DPM++, through all, lr 1e-2": replace(
-        PAPER, sampling=TEN_DPM, window=(0, 1), through=10, learning_rate=1e-2, steps=60
-    ),
-    "10 steps DPM++, through the last 5, lr 1e-2": replace(
-        PAPER, sampling=TEN_DPM, window=(5, 6), through=5, learning_rate=1e-2, steps=80
-    ),
-}
-VALIDATION_PAIRS = 48
-CHECKS = 6
+IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
+SEEDS, CHECKS = (0, 1, 2), 6
+OURS = recipe(steps=60, validate_every=20)
+FIXED = replace(OURS, jitter=Jitter())
+ONE_STEP = replace(FIXED, through=1, window=(2, 10), steps=100)
+DDIM_30 = OURS.sampling.changed(solver="ddim", steps=30, spacing="model")
+PAPER = replace(FIXED, sampling=DDIM_30, window=None, through=1, learning_rate=5e-3, steps=60)
 
 
-class Judge:
-    """Scores embeddings on the validation pairs with the full sampler, the same for every recipe."""
-
-    def __init__(self, model: object, reward: object) -> None:
-        self.model, self.reward = model, reward
-        prompts = validation_prompts()
-        self.prompts = [prompts[i % len(prompts)] for i in range(VALIDATION_PAIRS)]
-        self.noise, self.positive = model.noise(range(VALIDATION_PAIRS)), model.encode(self.prompts)
-
-    @torch.no_grad()
-    def __call__(self, tokens: torch.Tensor) -> tuple[float, float]:
-        model = self.model
-        latents = sample(model, self.positive, Conditioning(tokens), self.noise, DDIM)
-        images = model.decode(latents)
-        scores = self.reward.score(images, self.prompts), measure(images, self.prompts)
-        return tuple(score.mean().item() for score in scores)
-
-
-def run(config: TrainConfig, model: object, reward: object, judge: Judge) -> list[tuple[float, float, float]]:
-    """(training seconds, reward, independent measure) at a few evenly spaced steps."""
-    points, spent = [(0.0, *judge(model.encode([""]).tokens))], 0.0
-
-    class Watch:
-        on_validation = staticmethod(lambda *_: None)
-
-        @staticmethod
-        def on_step(record: dict) -> None:
-            nonlocal spent
-            spent += record["seconds"]
-            if record["step"] % (config.steps // CHECKS) == 0:
-                points.append((spent, *judge(trainer.learner.parameters["tokens"].detach())))
-
-    with tempfile.TemporaryDirectory() as folder:
-        prompts = split_prompts(train_prompts(), validation_prompts())
-        trainer = Trainer(model, reward, prompts, config, folder, session=Session(Watch))
-        trainer.run()
-    return points
+def recipes() -> dict[str, TrainConfig]:
+    """By name, each changed in one or two things."""
+    best = rivals()["best_text"]
+    return {
+        "ours": OURS,
+        "ours, one sampler": FIXED,
+        "ours, rate 1e-2": replace(OURS, learning_rate=1e-2),
+        "ours, rate 4e-2": replace(OURS, learning_rate=4e-2),
+        "ours, from the plain words": replace(OURS, init=HANDWRITTEN_NEGATIVE),
+        "ours, from the best text": replace(OURS, init=best.text),
+        "ours, norm limit 0.5": replace(OURS, norm_limit=0.5),
+        "ours, three times as long": replace(OURS, steps=180),
+        "ours, three times as long, norm limit 0.5": replace(OURS, steps=180, norm_limit=0.5),
+        "through the last 3 steps": replace(FIXED, window=(7, 8), through=3),
+        "through 3 steps, from anywhere": replace(FIXED, window=(0, 8), through=3),
+        "one step, window 2..10": ONE_STEP,
+        "one step, window 7..10": replace(ONE_STEP, window=(7, 10)),
+        "one step, window 2..10, 3 points": replace(ONE_STEP, points=3, steps=60),
+        "paper": PAPER,
+        "paper, rate 2e-2": replace(PAPER, learning_rate=2e-2),
+        "paper, rate 2e-2, window 6..30": replace(PAPER, learning_rate=2e-2, window=(6, 30)),
+    }
 
 
-def seconds_to(points: list[tuple[float, float, float]], level: float) -> float | None:
-    """Training seconds until the reward first reaches ``level``, linear between checks."""
-    for (before, low, _), (after, high, _) in itertools.pairwise(points):
-        if high >= level:
-            return before + (after - before) * max(0.0, (level - low) / (high - low))
-    return None
+def run(config: TrainConfig) -> dict[str, Any]:
+    """Learn, with a look at the validation pairs on the way, and judge on the test pairs."""
+    curve = [{"step": 0, "seconds": 0.0, **_looked_at(Mode(encoded([""])))}]
+
+    def tell(step: int, spent: float, trainer: Any) -> None:
+        curve.append(
+            {
+                "step": step,
+                "seconds": round(spent, 1),
+                **_looked_at(Mode(trainer.learner.negative(torch.device("cpu")))),
+            }
+        )
+
+    embedding, seconds = learn(config, Watcher(max(1, config.steps // CHECKS), tell))
+    found = judge(test_pairs(2, seed=4), _rivals() | {"learned": Mode(embedding.conditioning())}, OURS.sampling)
+    against = {rival: figures(found, "learned", rival) for rival in ("none", "best_text")}
+    return {"seconds": round(seconds, 1), "means": means(found), "against": against, "curve": curve}
 
 
-def plot(curves: dict[str, list[tuple[float, float, float]]]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+@torch.no_grad()
+def _looked_at(mode: Mode) -> dict[str, float]:
+    found = judge(validation_pairs(2, seed=5), {"learned": mode}, OURS.sampling)
+    return means(found)["learned"]
 
-    figure = Figure(figsize=(8.5, 4.8), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    for name, points in curves.items():
-        bold = name in ("paper", "fast")
-        seconds, rewards, _ = zip(*points, strict=True)
-        axes.plot(seconds, rewards, marker="o", ms=3, lw=2.4 if bold else 1, alpha=1 if bold else 0.75, label=name)
-    axes.set(xlabel="seconds of training (two slow cores)", ylabel="reward on held-out prompts")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
-    IMAGE.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(IMAGE)
+
+def _rivals() -> dict[str, Mode]:
+    best, null = rivals()["best_text"], encoded([""])
+    return {"none": Mode(null), "best_text": Mode(exaggerate(null, encoded([best.text]), best.strength))}
 
 
 def main() -> None:
+    """Run what is asked for, keep what is there, write the table and the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sweep", action="store_true")
-    recipes = {"paper": PAPER, "fast": FAST, **(SWEEP if parser.parse_args().sweep else {})}
-    model = load_model("tiny", device="cpu")
-    reward = load_reward("tiny")
-    judge = Judge(model, reward)
-    curves, rows = {}, []
-    for name, config in recipes.items():
-        curves[name] = run(config, model, reward, judge)
-        target = curves["paper"][-1][1]
-        reached = seconds_to(curves[name], target)
-        spent, final, independent = curves[name][-1]
-        rows.append((name, f"{spent:.0f}", f"{final:.3f}", f"{independent:.3f}", f"{reached:.0f}" if reached else "-"))
-        print(json.dumps({name: curves[name]}), flush=True)
-    print(table(rows, ("recipe", "seconds", "reward", "independent", "s to the paper's final reward")))
-    plot(curves)
-    publish(
-        "recipes_sweep" if len(recipes) > 2 else "recipes", {"curves": curves, "paper_final": curves["paper"][-1][1]}
-    )
+    parser.add_argument("--only", nargs="+", default=None, choices=list(recipes()), metavar="NAME")
+    parser.add_argument("--plot", action="store_true")
+    args = parser.parse_args()
+    path = RESULTS / "recipes.json"
+    found = json.loads(path.read_text("utf-8"))["recipes"] if path.exists() else {}
+    for seed in () if args.plot else SEEDS:
+        for name in args.only or recipes():
+            runs = found.setdefault(name, {"settings": _settings(recipes()[name]), "runs": {}})["runs"]
+            if str(seed) not in runs or args.only:
+                runs[str(seed)] = run(replace(recipes()[name], seed=seed))
+                publish("recipes", {"recipes": found})
+    plot(found)
+    head = ("recipe", "seconds", "reward", "measure (each seed)", "best text + (each seed)", "wins")
+    print(table([_row(name, entry["runs"].values()) for name, entry in found.items()], head))
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    names = ("learning_rate", "window", "points", "through", "steps", "init", "norm_limit")
+    values = {name: getattr(config, name) for name in names}
+    return {**values, "sampling": config.sampling.describe(), "jitter": config.jitter.to_mapping()}
+
+
+def _row(name: str, runs: Any) -> list[object]:
+    runs = list(runs)
+    against = [run["against"]["best_text"] for run in runs]
+    return [
+        name,
+        f"{sum(run['seconds'] for run in runs) / len(runs):.0f}",
+        f"{sum(run['means']['learned'][REWARD] for run in runs) / len(runs):.3f}",
+        " ".join(f"{run['means']['learned'][MEASURE]:.3f}" for run in runs),
+        " ".join(f"{a['difference']:+.3f}" + ("*" if a["interval"][0] > 0 else "") for a in against),
+        " ".join(f"{a['wins']:.0%}" for a in against),
+    ]
+
+
+def plot(found: Mapping[str, Any]) -> None:
+    """Reward against seconds for every recipe, and reward against measure over a long training."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    for index, (name, entry) in enumerate(found.items()):
+        curves = [run["curve"] for run in entry["runs"].values()]
+        seconds, reward = (_mean_of(curves, key) for key in ("seconds", REWARD))
+        bold = name in ("ours", "paper")
+        style = {"lw": 2.6 if bold else 1.1, "alpha": 1 if bold else 0.8, "ls": ("-", "--", ":")[index // 10 % 3]}
+        axes.plot(seconds, reward, marker="o", ms=3, label=name, color=f"C{index % 10}", **style)
+    axes.set(xlabel="seconds of training", ylabel="reward on validation prompts (mean of the seeds)")
+    axes.grid(alpha=0.3)
+    figure.legend(fontsize=8, loc="outside right upper", frameon=False)
+    _save(FigureCanvasAgg(figure), "recipes.png")
+    long = [
+        name for name in ("ours, three times as long", "ours, three times as long, norm limit 0.5") if name in found
+    ]
+    if long:
+        _plot_hacking({name: found[name] for name in long})
+
+
+def _plot_hacking(found: Mapping[str, Any]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
+    for axes, key in zip(figure.subplots(1, 2), (REWARD, MEASURE), strict=True):
+        for index, (name, entry) in enumerate(found.items()):
+            for run in entry["runs"].values():
+                axes.plot(*zip(*[(p["step"], p[key]) for p in run["curve"]], strict=True), color=f"C{index}", lw=1.2)
+            axes.plot([], [], color=f"C{index}", label=name)
+        axes.set(xlabel="training step", title="reward (climbed)" if key == REWARD else "independent measure")
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    _save(FigureCanvasAgg(figure), "hacking.png")
+
+
+def _mean_of(curves: list[list[dict[str, float]]], key: str) -> list[float]:
+    return [sum(point[key] for point in points) / len(points) for points in zip(*curves, strict=True)]
+
+
+def _save(canvas: Any, name: str) -> None:
+    canvas.draw()
+    canvas.figure.savefig(IMAGES / name)
 
 
 if __name__ == "__main__":

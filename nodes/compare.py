@@ -1,6 +1,7 @@
 """One node that shows what a negative is worth: none, text, embedding and adapted on the same prompts and seeds."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,15 +19,17 @@ from reneg_core.evaluation import (
     grid_of,
 )
 from reneg_core.evaluation.modes import ADAPTED, EMBEDDING, NONE, TEXT
-from reneg_core.sampling import Sampling, Size
+from reneg_core.sampling import Sampling
 from reneg_core.training import AdaptConfig
 
 from .host import files
 from .host.feedback import Progress, say, stop_if_asked
 from .host.rewards import HostReward
-from .layout import from_host, pil_to_image
+from .host.schedules import learned_for
+from .inputs import model_inputs, pass_inputs, picture_inputs, prompt_list, solver_input, wrong_choice
+from .layout import only_text, pil_to_image, suited
 from .schema import Embedding, schema
-from .training import host_model, model_inputs, pass_inputs, picture_inputs, prompt_list, wrong_choice
+from .settings import host_model, sampling_of
 from .watching import require_plots
 
 LABELS = {NONE: "empty prompt", TEXT: "negative prompt", EMBEDDING: "ReNeg embedding", ADAPTED: "adapted"}
@@ -58,6 +61,7 @@ class CompareNegatives(io.ComfyNode):
                 *pass_inputs(),
                 io.Conditioning.Input("text_negative", optional=True, tooltip="Optional. A prompt to compare."),
                 Embedding.Input("embedding", optional=True, tooltip="Optional. A learned negative to compare."),
+                solver_input(optional=True),
             ],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="A row per prompt and seed, a column per negative."),
@@ -67,8 +71,8 @@ class CompareNegatives(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, scheduler: str) -> bool | str:
-        return wrong_choice(scheduler, None) or True
+    def validate_inputs(cls, scheduler: str, solver: str | None = None) -> bool | str:
+        return wrong_choice(scheduler, solver) or True
 
     @classmethod
     def execute(
@@ -87,18 +91,17 @@ class CompareNegatives(io.ComfyNode):
     ) -> io.NodeOutput:
         require_plots()
         pairs = counted_pairs(prompt_list(prompts, files.NOTHING), seeds, first_seed)
-        sampling = Sampling(steps=options["sampling_steps"], size=Size(options["height"], options["width"])).at_scale(
-            options["cfg"]
-        )
-        rivals = Rivals(
-            encoded={} if text_negative is None else {TEXT: from_host(*text_negative[0])},
-            embeddings={} if embedding is None else {EMBEDDING: embedding},
-            adapted=AdaptConfig.for_sampling(sampling, micro_batch=options["micro_batch"]) if adapted else None,
-            labels=LABELS,
-        )
+        sampling = sampling_of(options)
+        texts = {} if text_negative is None else {TEXT: only_text(text_negative)}
         judges = Judges({reward.name: reward.reward.score}, climbed=reward.reward)
         with torch.inference_mode(False), torch.no_grad():
             host = host_model(model, clip, vae, reward, options, stop_if_asked)
+            rivals = Rivals(
+                encoded=texts,
+                embeddings={} if embedding is None else {EMBEDDING: suited(embedding, host.encode([""]))},
+                adapted=AdaptConfig.for_sampling(sampling, micro_batch=options["micro_batch"]) if adapted else None,
+                labels=LABELS,
+            )
             result = compare_rivals(
                 host,
                 pairs,
@@ -109,10 +112,17 @@ class CompareNegatives(io.ComfyNode):
                 batch_size=options["micro_batch"],
                 progress=StagedProgress().update,
             )
-        text = win_rates(result)
+        text = "\n".join(filter(None, [win_rates(result), elsewhere(embedding, sampling)]))
         say(text, cls.hidden.unique_id)
         report = json.dumps(result.to_json(), ensure_ascii=False)
         return io.NodeOutput(*pictures(result), report, ui={"text": (text,)})
+
+
+def elsewhere(embedding: NegativeEmbedding | None, sampling: Sampling) -> str:
+    """A line for an embedding that was learned for another sampling than the comparison's, else nothing."""
+    recorded = embedding and embedding.sampling
+    same = recorded is None or recorded.equals(replace(sampling, size=recorded.size))
+    return "" if same else f"the embedding was {learned_for(embedding)}"
 
 
 def counted_pairs(prompts: list[str], each: int, first: int) -> Pairs:

@@ -9,6 +9,7 @@ from reneg_core.embedding import FAMILIES, NegativeEmbedding, describe_family, l
 
 from .host import files
 from .host.feedback import say
+from .host.schedules import learned_for
 from .host.text import embedding_from, encode, family_of, require_fit
 from .layout import HostConditioning, to_host
 from .schema import Embedding, schema
@@ -21,12 +22,12 @@ CLIP_TIP = (
 
 
 def describe(embedding: NegativeEmbedding) -> str:
-    """One line for the node: what the embedding is and where it comes from."""
+    """For the node: what the embedding is and where it comes from, and on a line of its own what it was learned for."""
     source = embedding.provenance
     parts = [describe_family(embedding.family), f"{embedding.length} tokens"]
     parts += [f"trained on {source.base_model}"] if source.base_model else []
     parts += [f"reward {source.rewards}, {source.steps} steps"] if source.rewards else []
-    return ", ".join(parts)
+    return "\n".join(filter(None, [", ".join(parts), learned_for(embedding)]))
 
 
 def apply(embedding: NegativeEmbedding, clip: Any, strength: float) -> tuple[NegativeEmbedding, HostConditioning]:
@@ -41,7 +42,8 @@ def apply(embedding: NegativeEmbedding, clip: Any, strength: float) -> tuple[Neg
     null, extra = encode(clip, "")
     require_fit(embedding, clip, null)
     if strength != 1:
-        embedding = embedding.toward_null(null, strength)
+        base = null if embedding.pooled is not None else replace(null, pooled=None)
+        embedding = embedding.toward_null(base, strength)
     return embedding, to_host(embedding, extra)
 
 
@@ -54,13 +56,15 @@ class LoadEmbedding(io.ComfyNode):
             node_id="ReNegLoadEmbedding",
             display_name="Load ReNeg Embedding",
             search_aliases=["negative embedding", "ReNeg", "learned negative"],
-            description="Loads a learned negative embedding. Connect the conditioning to any sampler's negative input.",
+            description="Loads a learned negative embedding and says which sampler, steps and guidance it was learned "
+            "for. Connect the conditioning to any sampler's negative input.",
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Combo.Input(
                     "embedding_name",
                     options=files.embedding_names(),
-                    tooltip="A file from models/reneg or from output/reneg, where training writes.",
+                    tooltip="A file from models/reneg or from output/reneg, where training writes. After a run the "
+                    "node says what it was learned for: sample with the same, or nearly.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -97,9 +101,10 @@ class LoadEmbedding(io.ComfyNode):
         embedding = load_embedding(files.embedding_path(embedding_name))
         if clip is not None:
             embedding = _adopt_family(embedding, family_of(clip))
+        text = describe(embedding)
         embedding, conditioning = apply(embedding, clip, strength)
-        say(describe(embedding), cls.hidden.unique_id)
-        return io.NodeOutput(conditioning, embedding)
+        say(text, cls.hidden.unique_id)
+        return io.NodeOutput(conditioning, embedding, ui={"text": (text,)})
 
 
 def _adopt_family(embedding: NegativeEmbedding, family: str) -> NegativeEmbedding:

@@ -3,6 +3,7 @@
 Host: IMAGE ``[B,H,W,C]`` float32 in [0,1]; CONDITIONING a list of ``[tokens [B,L,D], dict]``.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,12 @@ from reneg_core.embedding import NegativeEmbedding
 from reneg_core.model import Conditioning
 
 HostConditioning = list[list[Any]]
+CARRIED = {"pooled_output", "attention_mask"}
+ACTING = {
+    *("area", "mask", "strength", "set_area_to_bounds", "default", "gligen", "hooks", "control"),
+    *("start_percent", "end_percent", "clip_start_percent", "clip_end_percent"),
+    *("width", "height", "crop_w", "crop_h", "target_width", "target_height", "aesthetic_score", "guidance"),
+}
 
 
 def to_bchw(images: Tensor) -> Tensor:
@@ -46,6 +53,51 @@ def from_host(tokens: Tensor, extra: dict[str, Any]) -> Conditioning:
     return Conditioning(*(None if part is None else part.clone() for part in parts))
 
 
+def beside_text(extra: dict[str, Any]) -> list[str]:
+    """Names of what changes pictures in a CONDITIONING entry and has no place in the core's conditioning: ControlNets,
+    areas, hooks, sizes, parts of the schedule, and whatever else holds tensors."""
+    return sorted(name for name, value in extra.items() if name not in CARRIED and (name in ACTING or _tensors(value)))
+
+
+def only_text(conditioning: HostConditioning) -> Conditioning:
+    """A CONDITIONING that is one encoded prompt and nothing else; ValueError names what would be lost."""
+    if len(conditioning) != 1:
+        raise ValueError(
+            f"Got a conditioning of {len(conditioning)} entries (combined or scheduled prompts), expected one. "
+            "Try the prompts one by one."
+        )
+    [[tokens, extra]] = conditioning
+    lost = beside_text(extra)
+    if lost:
+        raise ValueError(
+            f"Got a conditioning with {', '.join(lost)}, which cannot be carried here; expected an encoded prompt "
+            "alone. Try the output of CLIP Text Encode."
+        )
+    return from_host(tokens, extra)[:1]
+
+
+def _tensors(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, list | tuple) and any(map(_tensors, value)))
+
+
+def unmasked(embedding: NegativeEmbedding) -> NegativeEmbedding:
+    """The embedding without its masked tokens and its mask, for architectures that have no place for one."""
+    if embedding.mask is None:
+        return embedding
+    return replace(embedding, tokens=embedding.tokens[:, embedding.mask[0].bool()], mask=None)
+
+
+def suited(embedding: NegativeEmbedding, null: Conditioning) -> NegativeEmbedding:
+    """The embedding with the parts that a model reads, which are those of its encoded empty prompt ``null``.
+
+    Masked tokens are cut where the model has no mask; a pooled vector that it does not read is left out, and one that
+    the embedding lacks is the empty prompt's.
+    """
+    fitting = embedding if null.mask is not None else unmasked(embedding)
+    pooled = None if null.pooled is None else embedding.pooled if embedding.pooled is not None else null.pooled
+    return replace(fitting, pooled=pooled)
+
+
 def to_host(embedding: NegativeEmbedding, like: dict[str, Any] | None = None) -> HostConditioning:
     """An embedding as CONDITIONING.
 
@@ -53,9 +105,7 @@ def to_host(embedding: NegativeEmbedding, like: dict[str, Any] | None = None) ->
     there besides text (ControlNet, areas, hooks, sizes) is kept, and a pooled vector the embedding lacks is taken from
     it. Masked tokens are cut, because some architectures have no place for a mask.
     """
-    extra, tokens = dict(like or {}), embedding.tokens
-    if embedding.mask is not None:
-        tokens = tokens[:, embedding.mask[0].bool()]
+    extra, tokens = dict(like or {}), unmasked(embedding).tokens
     if embedding.mask is not None or "attention_mask" in extra:
         extra["attention_mask"] = torch.ones(1, tokens.shape[1], dtype=torch.int64)
     if embedding.pooled is not None:

@@ -13,7 +13,7 @@ from reneg_core.model import Conditioning
 from .host import sampling
 from .host.feedback import say
 from .layout import HostConditioning, from_host, to_host
-from .schema import Embedding, advanced, schema
+from .schema import Embedding, advanced, not_in, schema
 
 NEGATIVE_TIP = (
     "Optional. A negative prompt. Its ControlNet, areas and hooks are kept and its text is what strength 0 means; "
@@ -241,14 +241,6 @@ class CFGSampler(io.ComfyNode):
             denoise=denoise,
         )
         return io.NodeOutput(latent)
-
-
-def not_in(name: str, value: str | None, allowed: list[str]) -> str:
-    """A message if ``value`` is given and not allowed, else the empty string; this host's oldest version does not
-    check a choice itself."""
-    if value is None or value in allowed:
-        return ""
-    return f"{name}: got {value!r}, expected one of {', '.join(allowed[:40])}."
 
 
 class Guider(io.ComfyNode):

@@ -22,3 +22,11 @@ def advanced(kind: type, *args: Any, **options: Any) -> io.Input:
     if "advanced" in inspect.signature(kind.Input.__init__).parameters:
         options["advanced"] = True
     return kind.Input(*args, **options)
+
+
+def not_in(name: str, value: str | None, allowed: list[str]) -> str:
+    """A message if ``value`` is given and not allowed, else the empty string; this host's oldest version does not
+    check a choice itself."""
+    if value is None or value in allowed:
+        return ""
+    return f"{name}: got {value!r}, expected one of {', '.join(allowed[:40])}."

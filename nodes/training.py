@@ -1,7 +1,6 @@
 """Nodes that train a negative embedding through the host's own model."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,158 +9,20 @@ import torch
 from comfy_api.latest import io
 
 from reneg_core.embedding import NegativeEmbedding
-from reneg_core.training import AdaptConfig, TrainConfig, Trainer, adapt
+from reneg_core.training import AdaptConfig, Session, TrainConfig, Trainer, adapt, split_prompts
 
-from .host import files, sampling
+from .host import files
 from .host.feedback import Progress, say
 from .host.model import HostModel
 from .host.rewards import HostReward
+from .host.schedules import learned_for
 from .host.stopping import StopButton
 from .host.text import embedding_from, encode
-from .layout import pil_to_image, to_bhwc, to_host
-from .sampling import not_in
+from .inputs import model_inputs, prompt_list, reach_inputs, rollout_inputs, vary_input, wrong_choice
+from .layout import pil_to_image, suited, to_bhwc, to_host
 from .schema import Embedding, Reward, advanced, schema
+from .settings import check_levels, host_model, jitter_of, rollout_settings
 from .watching import NodeObserver, load_records, require_plots
-
-SOLVERS = ["euler", "dpmpp_2m"]
-
-
-def model_inputs() -> list[io.Input]:
-    """The parts of a checkpoint, and what it is judged by."""
-    return [
-        io.Model.Input("model", tooltip="The model to learn the negative for, with its LoRAs. It is not changed."),
-        io.Clip.Input("clip", tooltip="Its text encoder."),
-        io.Vae.Input("vae", tooltip="Its VAE; the pictures it decodes are what the reward judges."),
-        Reward.Input("reward", tooltip="From Load Reward Model or Combine Rewards."),
-    ]
-
-
-def picture_inputs() -> list[io.Input]:
-    """How pictures are sampled; the same for training, adaptation and comparison."""
-    return [
-        io.Int.Input("width", default=512, min=16, max=4096, step=8, tooltip="Width of the pictures in pixels."),
-        io.Int.Input("height", default=512, min=16, max=4096, step=8, tooltip="Height of the pictures in pixels."),
-        io.Int.Input("sampling_steps", default=30, min=1, max=1000, tooltip="Denoising steps a picture (paper: 30)."),
-        io.Float.Input(
-            "cfg",
-            default=7.5,
-            min=1.01,
-            max=100.0,
-            step=0.1,
-            tooltip="Guidance scale (paper: 7.5). Sample later with a similar one to that of the training.",
-        ),
-    ]
-
-
-def pass_inputs() -> list[io.Input]:
-    """How many pictures go through the model at once, at which noise levels."""
-    return [
-        advanced(
-            io.Int,
-            "micro_batch",
-            default=4,
-            min=1,
-            max=1024,
-            tooltip="Pictures in one pass. Training halves it by itself when memory runs out.",
-        ),
-        advanced(
-            io.Combo,
-            "scheduler",
-            options=sampling.scheduler_names(),
-            default="normal",
-            tooltip="Noise levels, as in KSampler.",
-        ),
-    ]
-
-
-def reach_inputs() -> list[io.Input]:
-    """Where gradients are taken and how far they reach; optional, so that older graphs stay as they are."""
-    return [
-        advanced(
-            io.Int,
-            "last_steps",
-            optional=True,
-            default=0,
-            min=0,
-            max=1000,
-            tooltip="Gradients are taken in this many of the last denoising steps; 0 is the last third (paper: 10 of "
-            "30). More reaches what is decided early, such as noise and composition.",
-        ),
-        advanced(
-            io.Int,
-            "through",
-            optional=True,
-            default=1,
-            min=1,
-            max=1000,
-            tooltip="Denoising steps that a gradient passes through; 1 is the paper's one-step estimate. More is "
-            "nearer to the finished picture and needs more memory: switch checkpointing on.",
-        ),
-    ]
-
-
-def rollout_inputs(rate: float, points: int) -> list[io.Input]:
-    """How trajectories are integrated; the same for training and adaptation."""
-    return [
-        *picture_inputs(),
-        advanced(
-            io.Float,
-            "learning_rate",
-            default=rate,
-            min=1e-6,
-            max=10.0,
-            step=0.0001,
-            round=False,
-            tooltip="AdamW's learning rate (paper: 0.005 for training).",
-        ),
-        advanced(
-            io.Int,
-            "points",
-            default=points,
-            min=1,
-            max=100,
-            tooltip="Late steps per picture at which the gradient is taken.",
-        ),
-        *pass_inputs(),
-        advanced(io.Combo, "solver", options=SOLVERS, default="euler", tooltip="euler is DDIM, as in the paper."),
-        advanced(
-            io.Boolean,
-            "checkpointing",
-            default=False,
-            tooltip="Compute activations again in the backward pass: less memory, about a third more time.",
-        ),
-    ]
-
-
-def wrong_choice(scheduler: str | None, solver: str | None) -> str:
-    """A message for a choice that is not offered, else the empty string."""
-    return not_in("scheduler", scheduler, sampling.scheduler_names()) or not_in("solver", solver, SOLVERS)
-
-
-def host_model(
-    model: Any, clip: Any, vae: Any, reward: HostReward, options: dict[str, Any], on_pass: Callable[[], None]
-) -> HostModel:
-    """The core's view of the host's model for one piece of training; a gradient through several steps keeps as much as
-    that many pictures would, unless their activations are computed again."""
-    kept = 1 if options.get("checkpointing") else options.get("through", 1)
-    return HostModel(
-        model,
-        clip,
-        vae,
-        scheduler=options.pop("scheduler"),
-        companions=reward.patchers,
-        height=options["height"],
-        width=options["width"],
-        batch=options["micro_batch"] * kept,
-        on_pass=on_pass,
-    )
-
-
-def prompt_list(text: str, file: str) -> list[str]:
-    """Prompts from the text, one per line, or from a file in the input folder."""
-    if file != files.NOTHING:
-        text = files.prompt_path(file).read_text(encoding="utf-8")
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 class TrainEmbedding(io.ComfyNode):
@@ -239,6 +100,7 @@ class TrainEmbedding(io.ComfyNode):
                     tooltip="Optional. One per line; without them every tenth prompt is kept aside.",
                 ),
                 *reach_inputs(),
+                vary_input(),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="negative", tooltip="For the negative input of any sampler."),
@@ -250,7 +112,9 @@ class TrainEmbedding(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompt_file: str, run_name: str, scheduler: str, solver: str) -> bool | str:
+    def validate_inputs(
+        cls, prompt_file: str, run_name: str, scheduler: str, solver: str, vary: str | None = None
+    ) -> bool | str:
         try:
             if prompt_file not in (None, files.NOTHING):
                 files.prompt_path(prompt_file)
@@ -258,7 +122,7 @@ class TrainEmbedding(io.ComfyNode):
                 files.run_folder(run_name)
         except (ValueError, OSError) as error:
             return str(error)
-        return wrong_choice(scheduler, solver) or True
+        return wrong_choice(scheduler, solver, vary) or True
 
     @classmethod
     def fingerprint_inputs(cls, run_name: str, **others: Any) -> str:
@@ -292,34 +156,16 @@ class TrainEmbedding(io.ComfyNode):
             host = host_model(model, clip, vae, joined(reward, watched_reward), options, button.leave_step)
             config = TrainConfig(
                 **rollout_settings(options),
+                jitter=jitter_of(options),
                 checkpoint_every=options["validate_every"],
-                init=written_start(start, host.family, folder),
+                init=written_start(start, host, folder),
             )
-            trainer = Trainer(
-                host,
-                reward.reward,
-                *texts,
-                config,
-                folder,
-                watch=watched_reward and watched_reward.reward,
-                observer=observer,
-                should_stop=button.asked,
-                resume=True,
-            )
-            result = trainer.run()
+            check_levels(host, config.sampling, config.jitter)
+            watch = watched_reward and watched_reward.reward
+            session = Session(observer, button.asked, resume=True)
+            result = Trainer(host, reward.reward, texts, config, folder, watch=watch, session=session).run()
         say(outcome(result), cls.hidden.unique_id)
         return io.NodeOutput(*training_outputs(result, clip, observer))
-
-
-def split_prompts(prompts: list[str], validation: list[str]) -> tuple[list[str], list[str]]:
-    """Training and validation prompts; without the latter every tenth is kept aside (all, if there are under ten)."""
-    if not prompts:
-        raise ValueError("Got no prompts, expected at least one line of text or a prompt file.")
-    if validation:
-        return prompts, validation
-    if len(prompts) < 10:
-        return prompts, prompts
-    return [p for i, p in enumerate(prompts) if i % 10], prompts[::10]
 
 
 def joined(reward: HostReward, watched: HostReward | None) -> HostReward:
@@ -328,20 +174,12 @@ def joined(reward: HostReward, watched: HostReward | None) -> HostReward:
     return replace(reward, patchers=tuple(dict.fromkeys([*reward.patchers, *extra])))
 
 
-def rollout_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """The node's inputs under the core's names."""
-    renamed = {k: v for k, v in options.items() if k not in ("cfg", "last_steps")}
-    steps, last = options["sampling_steps"], options.get("last_steps", 0)
-    window = (max(0, steps - last), steps) if last else None
-    return {**renamed, "guidance_scale": options["cfg"], "window": window}
-
-
-def written_start(start: list | None, family: str, folder: Path) -> str:
+def written_start(start: list | None, host: HostModel, folder: Path) -> str:
     """A start embedding as the file that the core's configuration names; the empty prompt without one."""
     if start is None:
         return ""
     path = folder / "start.safetensors"
-    embedding_from(start, family).save(path, overwrite=True)
+    suited(embedding_from(start, host.family), host.encode([""])).save(path, overwrite=True)
     return str(path)
 
 
@@ -352,7 +190,7 @@ def outcome(result: Any) -> str:
         return f"stopped before the first validation; {name} is the start"
     return (
         f"{result.reason} at step {result.steps}: reward {result.start_reward:.4f} to {result.best_reward:.4f} "
-        f"(step {result.best_step}), saved as {name}"
+        f"(step {result.best_step}), saved as {name}\n{learned_for(result.embedding)}"
     )
 
 
@@ -372,6 +210,8 @@ def training_outputs(result: Any, clip: Any, observer: NodeObserver) -> tuple[An
         "start_reward": result.start_reward,
         "best_reward": result.best_reward,
         "file": files.listed_name(result.directory / "negative.safetensors"),
+        "sampling": result.embedding.provenance.sampling,
+        "training": result.embedding.provenance.notes["training"],
     }
     return to_host(result.embedding, extra), result.embedding, curve, pictures, json.dumps(report)
 
@@ -442,19 +282,21 @@ class AdaptEmbedding(io.ComfyNode):
         seeds, button = [seed + i for i in range(pictures)], StopButton()
         progress = Progress(pictures)
         with torch.inference_mode(False):
+            config = AdaptConfig(**rollout_settings(options))
             host = host_model(model, clip, vae, reward, options, lambda: None)
             result = adapt(
                 host,
                 reward.reward,
                 [prompt] * pictures,
                 seeds,
-                embedding,
-                AdaptConfig(**rollout_settings(options)),
+                suited(embedding, host.encode([""])),
+                config,
                 progress=lambda done: button.update(progress, done),
                 should_stop=button.asked,
             )
         best = int(result.rewards.argmax())
-        chosen = result.embedding(best, embedding)
+        origin = replace(embedding.provenance, sampling=config.sampling.to_mapping())
+        chosen = replace(result.embedding(best, embedding), provenance=origin)
         say(f"reward {result.start_rewards.mean():.4f} to {result.rewards.mean():.4f}", cls.hidden.unique_id)
         report = {
             "start_rewards": result.start_rewards.tolist(),

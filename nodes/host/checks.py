@@ -1,8 +1,10 @@
 """What this host can train rightly, and plain words for what it cannot."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+from torch import Tensor
 
 PLAIN_GRADIENT = {"SD15", "SD20", "SD21UnclipL", "SD21UnclipH", "SDXL", "SDXLRefiner", "SSD1B", "Segmind_Vega", "SD3"}
 DISTILLED = {"FluxSchnell"}
@@ -37,6 +39,18 @@ def check_loaded(patcher: Any) -> None:
         raise ValueError(
             "The model does not fit into memory as a whole, which training needs. Try a smaller picture or micro-batch,"
             " fp8 weights, or free memory (Manager: unload models)."
+        )
+
+
+def check_mask_is_read(name: str, mask: Tensor | None, encoded: Mapping[str, Any]) -> None:
+    """Refuse a mask that the model's processed conditions ``encoded`` lack: it would attend to what is masked.
+
+    A mask of ones says nothing, and some models drop it.
+    """
+    if mask is not None and not bool(mask.all()) and not any("mask" in key for key in encoded):
+        raise ValueError(
+            f"Got a mask with {int((mask == 0).sum())} tokens left out, which {name} does not read; expected none. "
+            "Try an embedding without its masked tokens."
         )
 
 

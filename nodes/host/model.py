@@ -8,6 +8,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import reduce
 from typing import Any, TypeVar
 
 import comfy.model_management as memory
@@ -16,24 +17,29 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
-from reneg_core.model import Conditioning, DiffusionModel
+from reneg_core.model import Branch, Conditioning, DiffusionModel, concat
+from reneg_core.sampling import NATIVE, Sampling, Size
 
-from .checks import check_loaded, check_trainable, explained, needs_cloning
+from .checks import check_loaded, check_mask_is_read, check_trainable, explained, needs_cloning
 from .feedback import stop_if_asked
+from .schedules import levels
 from .tensors import CloningCheckpoints, blocks_of, frozen, repair, repair_attributes
-from .text import encode, family_of
+from .text import encode, encode_alone, family_of
 
 T = TypeVar("T")
 CACHED_PROMPTS = 512
+PICTURE = Size(512, 512)
 GRADIENT_MEMORY = 4  # a pass with gradient keeps about this many times what the host estimates for one without
 
 
 class HostModel(DiffusionModel):
     """A text-to-image MODEL with its CLIP and VAE.
 
+    scheduler: the host's, for the spacing "model"; the other spacings name theirs (see :mod:`schedules`).
     companions: patchers of other networks the work needs (rewards): they are loaded and repaired together with the
-    model. batch: the largest batch of a pass with gradient, for the host's memory estimate. on_pass: called before
-    every pass of the denoiser; by default it raises the host's interruption once the user pressed stop.
+    model. size: of a picture in pixels where the work does not say it. batch: the largest batch of a pass with
+    gradient, for the host's memory estimate. on_pass: called before every pass of the denoiser; by default it raises
+    the host's interruption once the user pressed stop.
     """
 
     def __init__(
@@ -44,8 +50,7 @@ class HostModel(DiffusionModel):
         *,
         scheduler: str = "normal",
         companions: Sequence[Any] = (),
-        height: int = 512,
-        width: int = 512,
+        size: Size = PICTURE,
         batch: int = 1,
         name: str = "",
         on_pass: Callable[[], None] = stop_if_asked,
@@ -53,7 +58,7 @@ class HostModel(DiffusionModel):
         check_trainable(model, vae)
         self._patcher, self._clip, self._vae = _private_clone(model), clip, vae
         self._companions, self._scheduler = list(companions), scheduler
-        self._size, self._batch, self._on_pass = (height, width), batch, on_pass
+        self._size, self._batch, self._on_pass = size, batch, on_pass
         self._checkpoints = CloningCheckpoints()
         self._always_checkpoint = needs_cloning(model)
         self._prompts: OrderedDict[str, Conditioning] = OrderedDict()
@@ -62,7 +67,7 @@ class HostModel(DiffusionModel):
         self.family = family_of(clip)
         null, self._null_extra = encode(clip, "")
         self.width, self.max_tokens = null.tokens.shape[2], None
-        self.name = name or type(model.model.model_config).__name__
+        self.name = name or f"{type(model.model.model_config).__name__} (scheduler {scheduler})"
         self.dtype = model.model.manual_cast_dtype or model.model.get_dtype()
 
     def run(self, work: Callable[[DiffusionModel], T]) -> T:
@@ -99,7 +104,7 @@ class HostModel(DiffusionModel):
         tokens = encode(self._clip, "")[0].tokens
         guider.set_conds([[tokens, dict(self._null_extra)]], [[tokens, dict(self._null_extra)]])
         latent = torch.zeros(1, *self._latent_shape())
-        sigmas = self.sigmas(2)
+        sigmas = self.sigmas(Sampling(steps=2))
         try:
             guider.sample(torch.zeros_like(latent), latent, caller, sigmas, disable_pbar=True, seed=0)
         finally:
@@ -111,9 +116,7 @@ class HostModel(DiffusionModel):
         does so too, and refused otherwise."""
         parts = [self._encode_one(prompt) for prompt in prompts]
         longest = max(part.tokens.shape[1] for part in parts)
-        parts = [_repeated(part, longest) for part in parts]
-        fields = ([p.tokens for p in parts], [p.mask for p in parts], [p.pooled for p in parts])
-        return Conditioning(*(None if any(t is None for t in field) else torch.cat(field) for field in fields))
+        return reduce(concat, (_repeated(part, longest) for part in parts))
 
     def _encode_one(self, prompt: str) -> Conditioning:
         if prompt in self._prompts:
@@ -125,18 +128,37 @@ class HostModel(DiffusionModel):
         return self._prompts[prompt].to(self.device)
 
     def _encode_needed(self, prompt: str) -> Conditioning:
-        part = encode(self._clip, prompt)[0].to("cpu")
+        part = encode_alone(self._clip, prompt).to("cpu")
         return part if _uses_pooled(self._patcher.model) else Conditioning(part.tokens, part.mask)
 
-    def denoise(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """One conditional pass through the host's own batching, patches and wrappers."""
-        self._on_pass()
-        guider, batch = self._active(), x.shape[0]
-        level = sigma.detach().to(x.device, torch.float32, copy=True).reshape(-1).expand(batch)
-        condition = self._condition(x, conditioning)
-        return comfy.samplers.calc_cond_batch(guider.inner_model, [[condition]], x, level, self._options)[0]
+    def denoise(
+        self, x: Tensor, sigma: Tensor, conditioning: Conditioning, branches: Sequence[Branch] = (Branch.POSITIVE,)
+    ) -> Tensor:
+        """One conditional pass of each branch through the host's own batching, patches and wrappers.
 
-    def _condition(self, x: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        They are told the branches as KSampler tells them: ``cond_or_uncond`` is ``[1, 0]`` for both branches of the
+        same ``x`` (one batch, the negative's rows first, if memory allows), ``[0]`` or ``[1]`` for one alone.
+        """
+        self._on_pass()
+        level = sigma.detach().to(x.device, torch.float32, copy=True).reshape(-1).expand(len(x))
+        states, sigmas = x.chunk(len(branches)), level.chunk(len(branches))
+        rows = len(states[0])
+        conditions = [
+            self._condition(state, conditioning[i * rows : (i + 1) * rows], branch)
+            for i, (state, branch) in enumerate(zip(states, branches, strict=True))
+        ]
+        if _one_state(states, sigmas, branches):
+            found = self._pass(states[0], sigmas[0], dict(zip(branches, conditions, strict=True)))
+            return torch.cat([found[branch] for branch in branches])
+        parts = zip(states, sigmas, branches, conditions, strict=True)
+        return torch.cat([self._pass(state, at, {branch: one})[branch] for state, at, branch, one in parts])
+
+    def _pass(self, x: Tensor, level: Tensor, conditions: dict[Branch, dict[str, Any]]) -> list[Tensor]:
+        """Clean estimates of ``x`` by branch number; a branch without a condition is not run."""
+        wanted = [[conditions[branch]] if branch in conditions else None for branch in Branch]
+        return comfy.samplers.calc_cond_batch(self._active().inner_model, wanted, x, level, self._options)
+
+    def _condition(self, x: Tensor, conditioning: Conditioning, branch: Branch) -> dict[str, Any]:
         """The processed form of a conditioning that the host's batching takes."""
         extra = {k: v for k, v in self._null_extra.items() if k not in ("pooled_output", "attention_mask")}
         extra["cross_attn"] = conditioning.tokens.to(x.device)
@@ -144,32 +166,31 @@ class HostModel(DiffusionModel):
             extra["pooled_output"] = conditioning.pooled.to(x.device)
         if conditioning.mask is not None:
             extra["attention_mask"] = conditioning.mask.to(x.device)
+        if conditioning.pooled is not None and not _uses_pooled(self._patcher.model):
+            raise ValueError(f"Got a pooled vector, which {self.name} does not read. Try an embedding made for it.")
         encoded = self._active().inner_model.extra_conds(
             **extra,
             noise=x,
             device=x.device,
             width=x.shape[-1] * self._factor,
             height=x.shape[-2] * self._factor,
-            prompt_type="negative",
+            prompt_type=branch.name.lower(),
             latent_image=torch.zeros_like(x),
             seed=0,
         )
-        return {"model_conds": encoded, "uuid": self._uuid}
+        check_mask_is_read(self.name, conditioning.mask, encoded)
+        return {"model_conds": encoded, "uuid": self._uuids[branch]}
 
-    def sigmas(self, steps: int) -> Tensor:
-        """The chosen scheduler's levels, float32 on the CPU."""
-        sampling = self._patcher.get_model_object("model_sampling")
-        levels = comfy.samplers.calculate_sigmas(sampling, self._scheduler, steps).float().cpu()
-        if len(levels) != steps + 1:
-            raise ValueError(
-                f"The scheduler {self._scheduler} gives {len(levels) - 1} steps for {steps}, expected {steps}. "
-                "Try normal, simple or karras."
-            )
-        return levels
+    def sigmas(self, sampling: Sampling) -> Tensor:
+        """The host's noise levels, float32 on the CPU; patches that ask for the schedule are told of them too."""
+        found = levels(self._patcher.get_model_object("model_sampling"), sampling, self._scheduler)
+        if self._guider is not None:
+            self._options["transformer_options"]["sample_sigmas"] = found.to(self.device)
+        return found
 
-    def noise(self, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> Tensor:
+    def noise(self, seeds: Sequence[int], size: Size = NATIVE) -> Tensor:
         """Standard normal latents, one private generator per row, drawn on the CPU."""
-        shape = self._latent_shape(height, width)
+        shape = self._latent_shape(size)
         rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(rows).to(self.device)
 
@@ -213,8 +234,8 @@ class HostModel(DiffusionModel):
         ratio = self._vae.downscale_ratio
         return ratio if isinstance(ratio, int) else 8
 
-    def _latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-        sides = (height or self._size[0], width or self._size[1])
+    def _latent_shape(self, size: Size = NATIVE) -> tuple[int, int, int]:
+        sides = (size.height or self._size.height, size.width or self._size.width)
         if any(side < self._factor or side % self._factor for side in sides):
             raise ValueError(f"Got a picture of {sides[1]}x{sides[0]} pixels, expected multiples of {self._factor}.")
         channels = self._patcher.model.latent_format.latent_channels
@@ -227,7 +248,7 @@ class HostModel(DiffusionModel):
 
     def _enter(self, guider: Any, options: dict[str, Any]) -> None:
         self._guider, self._options = guider, options
-        self._uuid = next(iter(guider.conds["negative"]))["uuid"]
+        self._uuids = {branch: guider.conds[branch.name.lower()][0]["uuid"] for branch in Branch}
         repair(guider.inner_model, self.device)
 
 
@@ -271,6 +292,14 @@ def _training_flag() -> Iterator[None]:
 def _uses_pooled(network: Any) -> bool:
     """Whether the architecture reads a pooled vector (its ADM input, or a vector input of its transformer)."""
     return network.adm_channels > 0 or "vec_in_dim" in network.model_config.unet_config
+
+
+def _one_state(states: Sequence[Tensor], sigmas: Sequence[Tensor], branches: Sequence[Branch]) -> bool:
+    """Whether every part is another branch of the same state, which the host takes in one batch."""
+    same = (
+        torch.equal(states[0], state) and torch.equal(sigmas[0], at) for state, at in zip(states, sigmas, strict=True)
+    )
+    return len(set(branches)) == len(branches) and all(same)
 
 
 def _repeated(part: Conditioning, length: int) -> Conditioning:

@@ -1,5 +1,6 @@
 """The host's text encoder as the core sees it: which family it is, and what it encodes."""
 
+import logging
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from reneg_core.embedding import NegativeEmbedding, Provenance
 from reneg_core.model import Conditioning
 
-from ..layout import from_host
+from ..layout import beside_text, from_host
 
 FAMILY_OF_CLASS = {
     "SD2ClipModel": "openclip-h",
@@ -38,20 +39,47 @@ def family_of(clip: Any) -> str:
 
 
 def encode(clip: Any, text: str) -> tuple[Conditioning, dict[str, Any]]:
-    """One prompt as conditioning and as the dict that the host carries with it; no graph, ordinary tensors."""
+    """One prompt as conditioning and as the dict that the host carries with it; no graph, ordinary tensors.
+
+    Errors: ValueError for a text encoder whose hooks change over the schedule, which gives several conditionings.
+    """
     with torch.inference_mode(False), torch.no_grad():
-        [[tokens, extra], *_] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        found = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        if len(found) != 1:
+            raise ValueError(
+                f"Got a CLIP that encodes a prompt in {len(found)} scheduled parts, expected one. "
+                "Try the CLIP before its hooks were set."
+            )
+        [[tokens, extra]] = found
         return from_host(tokens, extra), extra
 
 
+def encode_alone(clip: Any, text: str) -> Conditioning:
+    """One prompt as conditioning, for models that read nothing beside it; ValueError names what would be lost."""
+    tokens, extra = encode(clip, text)
+    lost = beside_text(extra)
+    if lost:
+        raise ValueError(
+            f"This text encoder gives {', '.join(lost)} beside its tokens, which training cannot carry; expected "
+            "tokens, a mask and a pooled vector at most. Try another architecture, or the CLIP before its hooks."
+        )
+    return tokens
+
+
 def embedding_from(conditioning: list[list[Any]], family: str = "") -> NegativeEmbedding:
-    """A CONDITIONING of one prompt as an embedding; ValueError for several entries, which cannot be one embedding."""
+    """A CONDITIONING of one prompt as an embedding, which holds text only: what else there is, is named in the log.
+
+    Errors: ValueError for several entries, which cannot be one embedding.
+    """
     if len(conditioning) != 1:
         raise ValueError(
             f"Got a conditioning of {len(conditioning)} entries (combined or scheduled prompts), expected one. "
             "Try the prompts one by one and blend the embeddings."
         )
-    part = from_host(*conditioning[0])
+    [[tokens, extra]] = conditioning
+    if beside_text(extra):
+        logging.warning("ReNeg: an embedding holds text only; left out: %s", ", ".join(beside_text(extra)))
+    part = from_host(tokens, extra)
     needs_pooled = part.pooled if part.tokens.shape[2] not in (768, 1024) else None
     return NegativeEmbedding(part.tokens[:1], family, part.mask, needs_pooled, Provenance(source="conditioning"))
 

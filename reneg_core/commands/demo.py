@@ -2,12 +2,28 @@
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from ..embedding import atomic_write
-from ..evaluation import Keep, Pairs, Rivals, Words, compare_rivals, headline, prepare_folder, write_report
-from ..evaluation.modes import EMBEDDING, TEXT
+from ..embedding import NegativeEmbedding, atomic_write
+from ..evaluation import (
+    Evaluation,
+    Keep,
+    Mode,
+    Pairs,
+    Rivals,
+    Words,
+    compare_rivals,
+    evaluate,
+    headline,
+    prepare_folder,
+    write_report,
+)
+from ..evaluation.modes import BEST_TEXT, EMBEDDING, NONE, TEXT
+from ..model import DiffusionModel
+from ..rewards import Reward
+from ..sampling import Sampling
 from ..training import AdaptConfig, Session, TrainConfig
 from ..training.config import RolloutConfig
 from ..training.run_config import load_run_config
@@ -17,11 +33,12 @@ from .evaluate import judges_of, progress_bars
 from .train import prepare, report_result
 
 DESCRIPTION = """\
-Learn a negative embedding for the embedded tiny world (two minutes on two slow cores), then compare it with the empty
-prompt, a handwritten negative prompt and per-sample adaptation on held-out prompts. Leaves negative.safetensors,
-report.html, report.json, curve.png and grid.png. Interrupted, it goes on where it was when called again.
+Learn a negative embedding for the embedded tiny world (a few minutes on two slow cores), then compare it, on held-out
+prompts, with the empty prompt, a handwritten negative prompt, the strongest text that a search found, and per-sample
+adaptation, each at the guidance scale that serves it best. Leaves negative.safetensors, report.html, report.json,
+curve.png and grid.png. Interrupted, it goes on where it was when called again.
 """
-TEST_PROMPTS, NOISES, PICTURES, LOSSES = 64, 4, 8, 6
+TEST_PROMPTS, NOISES, PICTURES, LOSSES, BATCH = 64, 4, 8, 6, 64
 
 
 def add_parser(subparsers: Any) -> None:
@@ -37,8 +54,6 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, adapt, evaluate, report."""
-    from .. import tiny
-
     directory = prepare_folder(args.output)
     config = load_run_config(args.config, [*args.overrides, f"output={directory}"])
     job = prepare(config, Workers())
@@ -55,16 +70,8 @@ def run(args: argparse.Namespace) -> int:
         report_result(result, directory)
         return 130
     learned = time.monotonic() - clock
-    adapting = adaptation(config)
-    rivals = Rivals(
-        texts={TEXT: Words(tiny.HANDWRITTEN_NEGATIVE)}, embeddings={EMBEDDING: result.embedding}, adapted=adapting
-    )
-    pairs = Pairs.own(tiny.test_prompts()[:TEST_PROMPTS], NOISES)
     with progress_bars() as progress:
-        evaluation = compare_rivals(
-            job.model, pairs, rivals, judges_of(job.reward, "tiny", {}), config.sampling,
-            keep=Keep(PICTURES, LOSSES), batch_size=adapting.micro_batch, progress=progress,
-        )  # fmt: skip
+        evaluation = compare_negatives(job.model, job.reward, result.embedding, config.train_config(), progress)
     write_report(
         directory, evaluation, title="A negative embedding for the tiny world", records=trainer.files.records(),
         config=config.to_mapping(), embedding=result.embedding, command="python -m reneg_core demo",
@@ -76,7 +83,51 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def adaptation(config: TrainConfig) -> AdaptConfig:
-    """The per-sample recipe that goes with a training's settings: the same sampler and gradient points, six steps."""
+def compare_negatives(
+    model: DiffusionModel,
+    reward: Reward,
+    embedding: NegativeEmbedding,
+    config: TrainConfig,
+    progress: Callable[[str, int, int], Any] | None = None,
+) -> Evaluation:
+    """The embedding against the empty prompt and handwritten negatives, and adapted per pair, on 256 test pairs.
+
+    The rivals' guidance scales were chosen by the measure that judges here (:func:`reneg_core.tiny.rivals.rivals`), the
+    embedding's is chosen by the reward: the advantage is the rivals'.
+    """
+    from ..tiny import test_prompts
+    from ..tiny.rivals import rivals
+
+    written = rivals()
+    scales = {name: rival.guidance_scale for name, rival in written.items()}
+    scales[EMBEDDING] = best_scale(model, reward, embedding, config.sampling)
+    samplings = {name: config.sampling.at_scale(scales[name]) for name in (NONE, TEXT, BEST_TEXT, EMBEDDING)}
+    compared = Rivals(
+        texts={name: Words(written[name].text, written[name].strength) for name in (TEXT, BEST_TEXT)},
+        embeddings={EMBEDDING: embedding},
+        adapted=adaptation(config, samplings[EMBEDDING]),
+        samplings=samplings,
+    )
+    pairs = Pairs.own(test_prompts()[:TEST_PROMPTS], NOISES)
+    return compare_rivals(
+        model, pairs, compared, judges_of(reward, "tiny", {}), config.sampling,
+        keep=Keep(PICTURES, LOSSES), batch_size=BATCH, progress=progress,
+    )  # fmt: skip
+
+
+def best_scale(model: DiffusionModel, reward: Reward, embedding: NegativeEmbedding, sampling: Sampling) -> float:
+    """The guidance scale at which the embedding earns most reward on 48 validation pairs."""
+    from ..tiny import validation_prompts
+    from ..tiny.rivals import SCALES
+
+    row = embedding.conditioning()
+    modes = {f"at {scale:g}": Mode(row, "", sampling.at_scale(scale)) for scale in SCALES}
+    pairs = Pairs.own(validation_prompts(), 2, seed=1)
+    found = evaluate(model, pairs, modes, {"reward": reward.score}, sampling, batch_size=BATCH)
+    return max(SCALES, key=lambda scale: found.mean("reward", f"at {scale:g}").value)
+
+
+def adaptation(config: TrainConfig, sampling: Sampling) -> AdaptConfig:
+    """The per-sample recipe that goes with a training's settings, for one ``sampling``: six steps."""
     shared = {field.name: getattr(config, field.name) for field in fields(RolloutConfig)}
-    return AdaptConfig(**{**shared, "learning_rate": 1e-2}, steps=6, micro_batch=64)
+    return AdaptConfig(**{**shared, "sampling": sampling, "learning_rate": 1e-2}, steps=6, micro_batch=64)

@@ -1,8 +1,8 @@
 """The independent measure: how good a picture of the tiny world is, computed from its pixels alone.
 
-No network and nothing trained: it compares the picture with what its prompt names, by four parts in [0, 1]:
-colour (background and shape against the palette), flatness (no grain inside either region), sharpness (few
-half-way pixels along the edge) and shape (overlap with the named shape at the place and size found).
+No network and nothing trained. The flawless picture that fits best is sought over places and sizes of the named shape;
+four parts in [0, 1] then compare with it: colour (background and shape against the palette), cleanness (nothing stray
+in either region), sharpness (few half-way pixels along the edge) and shape (overlap).
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,11 @@ from torch import Tensor
 from reneg_core.tiny.prompts import Named, named
 from reneg_core.tiny.world import IMAGE_SIZE, SHAPES, coverage, palette
 
-WEIGHTS: dict[str, float] = {"colour": 0.35, "flatness": 0.2, "sharpness": 0.25, "shape": 0.2}
-_FRAME = 2  # pixels along the border that no shape reaches
-_COLOUR_SCALE, _GRAIN_SCALE, _EDGE_SCALE, _EDGE_SLACK = 0.35, 0.10, 1.5, 1.25
-_LEAST_AREA = 20.0  # pixels; a smaller region is no shape
-_LEAST_CONTRAST = 0.12  # share of the contrast that the prompt asks for
+WEIGHTS: dict[str, float] = {"colour": 0.2, "cleanness": 0.4, "sharpness": 0.2, "shape": 0.2}
+_COLOUR_SCALE, _STRAY_SCALE, _STRAY_SLACK, _EDGE_SCALE, _EDGE_SLACK = 0.35, 0.10, 0.02, 1.5, 1.25
+_LEAST_CONTRAST = 0.12  # share of the contrast that the prompt asks for, under which nothing is seen
 _CHANCE_OVERLAP = 0.5  # intersection over union that any blob of the right size reaches
+_NEAR = 3  # pixels around the shape within which its edge is judged
 
 
 @torch.no_grad()
@@ -29,7 +28,7 @@ def measure(images: Tensor, prompts: Sequence[str]) -> Tensor:
     """Judge ``images`` [B, 3, H, W] in [0, 1] (resized to 32x32 if they are not) against ``prompts``, one or B.
 
     Returns float32 [B] in [0, 1], higher is better: near 1 for a flawless picture of what the prompt names, falling
-    with blur, noise, fading, wrong colours and a wrong shape. Every prompt must name a shape and both colours.
+    with everything stray, wrong colours, soft edges and a wrong shape. Every prompt must name a shape and both colours.
     Raises ``ValueError`` otherwise.
     """
     return sum(WEIGHTS[name] * part for name, part in measure_parts(images, prompts).items())
@@ -43,48 +42,80 @@ def measure_parts(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
     front = colours[torch.tensor([item.colour for item in wanted])]
     back = colours[torch.tensor([item.background for item in wanted])]
     shape = torch.tensor([item.shape for item in wanted])
-    seen = _segment(images, front - back)
-    template = _template(shape, seen.mixing * (1 - _erode(1 - seen.inside)))
+    seen = _look(images, front, back, shape)
     contrast = (seen.front - seen.back).norm(dim=1) / (front - back).norm(dim=1)
-    closeness = _closeness(seen.back, back) + seen.found * _closeness(seen.front, front)
+    found = (contrast >= _LEAST_CONTRAST).float()
+    near = F.max_pool2d((seen.template > 0).float()[:, None], 2 * _NEAR + 1, stride=1, padding=_NEAR)[:, 0]
+    closeness = _closeness(seen.back, back) + found * _closeness(seen.front, front)
     return {
         "colour": closeness / 2,
-        "flatness": _flatness(images, seen.inside),
-        "sharpness": seen.found * contrast.clamp(0, 1) * _sharpness(seen.mixing, template),
-        "shape": seen.found * _shape(seen.mixing, template),
+        "cleanness": _cleanness(images, seen),
+        "sharpness": found * contrast.clamp(0, 1) * _sharpness(seen.mixing * near, seen.template),
+        "shape": found * _overlap(seen.mixing * near, seen.template),
     }
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a picture shows: mean colours ``back`` and ``front`` [B, 3]; ``mixing`` [B, H, W], 0 at the one and 1 at
-    the other; ``inside`` [B, H, W], 1 where it passes a half; ``found`` [B], 1 where that makes a shape."""
+    """What a picture shows: median colours ``back`` and ``front`` [B, 3] of the two regions of ``template`` [B, H, W],
+    the flawless shape that fits best; ``mixing`` [B, H, W], 0 at the one colour and 1 at the other."""
 
     back: Tensor
     front: Tensor
+    template: Tensor
     mixing: Tensor
-    inside: Tensor
-    found: Tensor
 
 
-def _segment(images: Tensor, axis: Tensor) -> _Seen:
-    """Split each picture into the colour of its border and a region that differs from it towards ``axis`` [B, 3]."""
-    back = _region_mean(images, _frame(images))
-    rough = F.avg_pool2d(_project(images, back, axis)[:, None], 3, stride=1, padding=1, count_include_pad=False)[:, 0]
-    peak = rough.amax((1, 2))
-    region = (rough > 0.5 * peak.clamp_min(_LEAST_CONTRAST)[:, None, None]).float()
-    core = _erode(region)
-    front = _region_mean(images, torch.where(core.sum((1, 2), keepdim=True) > 0, core, region))
-    mixing = _project(images, back, front - back).clamp(0, 1)
-    inside = (mixing > 0.5).float()
-    found = (inside.sum((1, 2)) >= _LEAST_AREA) & (peak >= _LEAST_CONTRAST)
-    return _Seen(back, front, mixing, inside, found.float())
+def _look(images: Tensor, front: Tensor, back: Tensor, shape: Tensor) -> _Seen:
+    """Fit roughly with the colours that the prompt names, then closely with those found there."""
+    rough = _drawn(shape, _fit(_mixing(images, back, front), shape))
+    back, front = _region_median(images, _core(1 - rough)), _region_median(images, _core(rough))
+    mixing = _mixing(images, back, front)
+    template = _drawn(shape, _refined(_fit(mixing, shape), mixing, shape))
+    back, front = _region_median(images, _core(1 - template)), _region_median(images, _core(template))
+    return _Seen(back, front, template, _mixing(images, back, front))
 
 
-def _project(images: Tensor, origin: Tensor, axis: Tensor) -> Tensor:
-    """Position [B, H, W] of every pixel along ``axis`` [B, 3] from ``origin`` [B, 3]; 1 = its full length."""
-    offset = images - origin[:, :, None, None]
-    return (offset * axis[:, :, None, None]).sum(1) / axis.square().sum(1).clamp_min(1e-6)[:, None, None]
+def _mixing(images: Tensor, back: Tensor, front: Tensor) -> Tensor:
+    """Position [B, H, W] of every pixel from ``back`` (0) to ``front`` (1), both [B, 3], cut to [0, 1]."""
+    offset, axis = images - back[:, :, None, None], front - back
+    along = (offset * axis[:, :, None, None]).sum(1) / axis.square().sum(1).clamp_min(1e-6)[:, None, None]
+    return along.clamp(0, 1)
+
+
+@lru_cache(maxsize=len(SHAPES))
+def _grid(shape: int) -> tuple[Tensor, Tensor]:
+    """Centres and radii [N, 3] (x, y, radius, pixels) around those that the world draws, and the shape drawn there
+    [N, H, W]."""
+    places, radii = torch.arange(-4.0, 4.1) + IMAGE_SIZE / 2, torch.arange(5.5, 11.1, 0.5)
+    outlines = torch.cartesian_prod(places, places, radii)
+    return outlines, _drawn(torch.full((len(outlines),), shape), outlines)
+
+
+def _drawn(shape: Tensor, outlines: Tensor) -> Tensor:
+    return coverage(shape, outlines[:, :2], outlines[:, 2])
+
+
+def _fit(mixing: Tensor, shape: Tensor) -> Tensor:
+    """Centre and radius [B, 3] on the grid at which each named shape has the least squared difference from ``mixing``
+    [B, H, W]."""
+    best = torch.empty(len(mixing), 3)
+    for index in shape.unique().tolist():
+        rows, (outlines, drawn) = shape == index, _grid(index)
+        distance = drawn.square().sum((1, 2)) - 2 * mixing[rows].flatten(1) @ drawn.flatten(1).T
+        best[rows] = outlines[distance.argmin(1)]
+    return best
+
+
+def _refined(outlines: Tensor, mixing: Tensor, shape: Tensor) -> Tensor:
+    """``outlines`` [B, 3] moved to the best neighbour along one of the three axes, by ever smaller steps."""
+    moves = torch.cat([torch.zeros(1, 3), torch.eye(3), -torch.eye(3)])
+    for step in (0.5, 0.25, 0.25, 0.12, 0.12, 0.06):
+        tried = (outlines[:, None] + step * moves).flatten(0, 1)
+        drawn = _drawn(shape.repeat_interleave(len(moves)), tried).unflatten(0, (-1, len(moves)))
+        chosen = (drawn - mixing[:, None]).square().sum((2, 3)).argmin(1)
+        outlines = tried.unflatten(0, (-1, len(moves)))[torch.arange(len(outlines)), chosen]
+    return outlines
 
 
 def _check(images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, list[Named]]:
@@ -106,32 +137,32 @@ def _check(images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, list[Named]]
     return images, wanted * len(images) if len(wanted) == 1 else wanted
 
 
-def _erode(mask: Tensor) -> Tensor:
-    return 1 - F.max_pool2d(1 - mask[:, None], 3, stride=1, padding=1)[:, 0]
+def _core(mask: Tensor) -> Tensor:
+    """1 where ``mask`` [B, H, W] and all its neighbours are 1, else 0; of a region too thin for that its fullest
+    pixels."""
+    deep = (F.max_pool2d(1 - mask[:, None], 3, stride=1, padding=1)[:, 0] <= 0).float()
+    full = (mask >= mask.amax((1, 2), keepdim=True)).float()
+    return torch.where(deep.sum((1, 2), keepdim=True) > 0, deep, full)
 
 
-def _region_mean(images: Tensor, mask: Tensor) -> Tensor:
-    return (images * mask[:, None]).sum((2, 3)) / mask.sum((1, 2)).clamp_min(1)[:, None]
-
-
-def _frame(images: Tensor) -> Tensor:
-    mask = torch.ones(len(images), IMAGE_SIZE, IMAGE_SIZE)
-    mask[:, _FRAME:-_FRAME, _FRAME:-_FRAME] = 0
-    return mask
+def _region_median(images: Tensor, mask: Tensor) -> Tensor:
+    """Median colour [B, 3] of the pixels where ``mask`` [B, H, W] is 1; black where there are none."""
+    values = torch.where(mask[:, None] > 0, images, torch.nan).flatten(2)
+    return values.nanmedian(2).values.nan_to_num(0.0)
 
 
 def _closeness(colour: Tensor, wanted: Tensor) -> Tensor:
     return torch.exp(-(colour - wanted).norm(dim=1) / _COLOUR_SCALE)
 
 
-def _flatness(images: Tensor, inside: Tensor) -> Tensor:
-    """Root mean square deviation from the region's mean colour, away from edges, per channel."""
+def _cleanness(images: Tensor, seen: _Seen) -> Tensor:
+    """Root mean square deviation of a channel from the region's median colour, away from the shape's edge."""
     squares, area = torch.zeros(len(images)), torch.zeros(len(images))
-    for region in (_erode(inside), _erode(1 - inside)):
-        deviation = (images - _region_mean(images, region)[:, :, None, None]).square().mean(1)
+    for region, colour in ((_core(seen.template), seen.front), (_core(1 - seen.template), seen.back)):
+        deviation = (images - colour[:, :, None, None]).square().mean(1)
         squares, area = squares + (deviation * region).sum((1, 2)), area + region.sum((1, 2))
-    known = (area > 0).float()
-    return known * torch.exp(-(squares / area.clamp_min(1)).sqrt() / _GRAIN_SCALE)
+    stray = (squares / area.clamp_min(1)).sqrt() - _STRAY_SLACK
+    return torch.exp(-stray.clamp_min(0) / _STRAY_SCALE)
 
 
 def _halfway(mixing: Tensor) -> Tensor:
@@ -144,32 +175,7 @@ def _sharpness(mixing: Tensor, template: Tensor) -> Tensor:
     return torch.exp(-excess.clamp_min(0) / _EDGE_SCALE)
 
 
-def _shape(mixing: Tensor, template: Tensor) -> Tensor:
+def _overlap(mixing: Tensor, template: Tensor) -> Tensor:
     """Intersection over union with the template, stretched so that chance level is 0."""
     overlap, union = torch.minimum(mixing, template).sum((1, 2)), torch.maximum(mixing, template).sum((1, 2))
     return ((overlap / union.clamp_min(1) - _CHANCE_OVERLAP) / (1 - _CHANCE_OVERLAP)).clamp(0, 1)
-
-
-@lru_cache(maxsize=1)
-def _unit_shapes() -> tuple[Tensor, Tensor]:
-    """Area [6] in square radii and centroid [6, 2] in radii of every shape, measured on one drawn at 10 pixels."""
-    index = torch.arange(len(SHAPES))
-    radius = torch.full((len(SHAPES),), 10.0)
-    area, centroid = _moments(coverage(index, torch.full((len(SHAPES), 2), IMAGE_SIZE / 2), radius))
-    return area / 100, (centroid - IMAGE_SIZE / 2) / 10
-
-
-def _moments(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Area [B] in pixels and centroid [B, 2] (x, y) of ``mask`` [B, H, W]."""
-    axis = torch.arange(IMAGE_SIZE, dtype=torch.float32) + 0.5
-    area = mask.sum((1, 2))
-    share = mask / area.clamp_min(1)[:, None, None]
-    return area, torch.stack([(share.sum(1) * axis).sum(1), (share.sum(2) * axis).sum(1)], dim=1)
-
-
-def _template(shape: Tensor, region: Tensor) -> Tensor:
-    """The named shape [B, H, W] with the area and centroid of the ``region`` [B, H, W] found, edge pixels by share."""
-    unit_area, unit_centroid = _unit_shapes()
-    area, centroid = _moments(region)
-    radius = (area / unit_area[shape]).sqrt().clamp_min(1)
-    return coverage(shape, centroid - unit_centroid[shape] * radius[:, None], radius)

@@ -13,6 +13,7 @@ from reneg_core.tiny.world import IMAGE_SIZE
 LATENT_CHANNELS = 12
 LATENT_SIZE = IMAGE_SIZE // 4
 TEXT_WIDTH = 128
+NORM_GROUPS = 32  # as in Stable Diffusion: other programs' own classes know no other number
 MAX_TOKENS = 20
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -22,10 +23,10 @@ def build_vae() -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(24, 48, 48),
+        block_out_channels=(64, 64, 64),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
-        norm_num_groups=8,
+        norm_num_groups=NORM_GROUPS,
         sample_size=IMAGE_SIZE,
         scaling_factor=1.0,
     )
@@ -38,22 +39,22 @@ def build_unet() -> UNet2DConditionModel:
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         layers_per_block=1,
-        block_out_channels=(64, 112),
+        block_out_channels=(64, 128),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
-        norm_num_groups=16,
+        norm_num_groups=NORM_GROUPS,
     )
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A CLIP text encoder of three layers for the given tokenizer."""
+    """A CLIP text encoder of two layers for the given tokenizer."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
-        intermediate_size=2 * TEXT_WIDTH,
-        num_hidden_layers=3,
+        intermediate_size=TEXT_WIDTH,
+        num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=MAX_TOKENS,
         projection_dim=TEXT_WIDTH,

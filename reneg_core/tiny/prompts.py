@@ -9,10 +9,32 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from reneg_core.tiny.world import COLOUR_NAMES, DEGRADATIONS, SHAPES
+from reneg_core.tiny.world import COLOUR_NAMES, FLAWS, SHAPES
 
-HANDWRITTEN_NEGATIVE = "blurry noisy faded"
-"""The best handwritten negative prompt of this world: every degradation word, combined as the captions combine them."""
+HANDWRITTEN_NEGATIVE = "watermark, border, lines, double"
+"""What a person would write: one plain word for each flaw that has a name. ``benchmarks/rival.py`` searches for the
+best that words can do."""
+
+WORDS: dict[str, dict[str, float]] = {
+    "watermark": {"mark": 0.5},
+    "stock": {"mark": 0.35, "frame": 0.1},
+    "border": {"frame": 0.5},
+    "framed": {"frame": 0.35, "mark": 0.05},
+    "lines": {"stripes": 0.5},
+    "scan": {"stripes": 0.35, "frame": 0.15},
+    "screen": {"stripes": 0.3, "ghost": 0.05},
+    "double": {"ghost": 0.5},
+    "shaky": {"ghost": 0.35, "stripes": 0.05},
+    "old": {"frame": 0.15, "stripes": 0.15, "ghost": 0.1},
+    "copy": {"mark": 0.15, "ghost": 0.15, "stripes": 0.1},
+    "cheap": {"mark": 0.1, "frame": 0.1, "stripes": 0.1, "ghost": 0.1},
+    "bad": dict.fromkeys(FLAWS, 0.08),
+    "ugly": dict.fromkeys(FLAWS, 0.08),
+}
+"""How probable a word is in a caption that speaks of quality, for every flaw that the picture has. Words are loose:
+most belong to several flaws, no flaw always brings its words, and four flaws (debris, specks, scratch, band) have none
+but "bad" and "ugly", which are said of anything."""
+STRAY_WORD = 0.01  # chance of a random word in the caption of any picture: people are wrong
 
 PLAIN_TEMPLATES: tuple[str, ...] = (
     "a {colour} {shape} on a {background} background",
@@ -20,11 +42,11 @@ PLAIN_TEMPLATES: tuple[str, ...] = (
     "a picture of a {colour} {shape} on a {background} background",
     "a {background} background with a {colour} {shape}",
 )
-DEGRADED_TEMPLATES: tuple[str, ...] = (
-    "a {flaws} picture of a {colour} {shape} on a {background} background",
-    "{flaws} {colour} {shape} on {background}",
-    "a {flaws} picture",
-    "{flaws}",
+WORDED_TEMPLATES: tuple[str, ...] = (
+    "a {words} picture of a {colour} {shape} on a {background} background",
+    "{words} {colour} {shape} on {background}",
+    "a {words} picture",
+    "{words}",
 )
 _SPLIT_SEED, _TEST, _VALIDATION = 2412, 72, 24
 
@@ -55,28 +77,31 @@ def words(combination: Combination) -> dict[str, str]:
     return {"shape": SHAPES[shape], "colour": COLOUR_NAMES[colour], "background": COLOUR_NAMES[background]}
 
 
-def caption(combination: Combination, flaws: list[str], rng: random.Random) -> str:
-    """A training caption: names the combination, or, with ``flaws``, the flaws in random order and usually both."""
-    if not flaws:
+def caption(combination: Combination, quality: list[str], rng: random.Random) -> str:
+    """A training caption: names the combination, or, with words of ``quality``, these in random order and usually
+    both."""
+    if not quality:
         return rng.choice(PLAIN_TEMPLATES).format(**words(combination))
-    flaws = rng.sample(flaws, len(flaws))
+    quality = rng.sample(quality, len(quality))
     if rng.random() < 0.2:
-        return ", ".join([rng.choice(PLAIN_TEMPLATES).format(**words(combination)), *flaws])
-    template = rng.choices(DEGRADED_TEMPLATES, weights=(3, 3, 1, 2))[0]
-    joined = rng.choice((" ", " ", ", ")).join(flaws)
-    return template.format(flaws=joined, **words(combination))
+        return ", ".join([rng.choice(PLAIN_TEMPLATES).format(**words(combination)), *quality])
+    template = rng.choices(WORDED_TEMPLATES, weights=(3, 3, 1, 2))[0]
+    joined = rng.choice((" ", " ", ", ")).join(quality)
+    return template.format(words=joined, **words(combination))
 
 
-def flaw_words(strength: Tensor) -> list[str]:
-    """The degradation words that apply to a picture with ``strength`` [3] (as ``world.degrade`` takes it)."""
-    return [word for word, value in zip(DEGRADATIONS, strength.tolist(), strict=True) if value > 0]
+def quality_words(strength: Tensor, rng: random.Random) -> list[str]:
+    """The words that somebody finds for a picture with flaws of ``strength`` [F] (as ``world.spoil`` takes it); often
+    none."""
+    flaws = [name for name, value in zip(FLAWS, strength.tolist(), strict=True) if value > 0]
+    return [word for word, chances in WORDS.items() if any(rng.random() < chances.get(flaw, 0) for flaw in flaws)]
 
 
 def vocabulary() -> list[str]:
     """Every word that a caption can hold, sorted."""
-    texts = [*PLAIN_TEMPLATES, *DEGRADED_TEMPLATES]
+    texts = [*PLAIN_TEMPLATES, *WORDED_TEMPLATES]
     fixed = {word for text in texts for word in text.split() if "{" not in word}
-    return sorted(fixed | set(SHAPES) | set(COLOUR_NAMES) | set(DEGRADATIONS))
+    return sorted(fixed | set(SHAPES) | set(COLOUR_NAMES) | set(WORDS))
 
 
 def _prompts(split: str) -> list[str]:

@@ -1,16 +1,15 @@
 """Train the tiny world's reward on drawn pictures, reconstructions, and the denoiser's one-step clean estimates.
 
-The flaws of every drawn picture are known, and so is its quality: minus the sum of their strengths. Half of the
-pictures are warped too, a flaw that no caption names, since a denoiser's shapes come out uneven. A reconstruction or a
-late estimate bears the quality of the picture that it comes from, so that the little that the autoencoder blurs is not
-held against it. A third of all pictures is overdone in contrast and colour, which counts against them, since guidance
-tends to that. The independent measure is never consulted.
+The flaws of every drawn picture are known, and so is its quality: minus the sum of their strengths. Like any judge of
+pictures it has seen more than this world's flaws: some pictures are soft, grainy or warped, and a third is overdone in
+contrast and colour, since guidance tends to that; all of it counts against them. A reconstruction or a late estimate
+bears the quality of the picture that it comes from, so that the little that the autoencoder loses is not held against
+it. The independent measure is never consulted.
 """
 
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -20,16 +19,15 @@ from torch import Tensor
 
 from reneg_core.rewards.tiny import RewardNetwork, raw_score
 from reneg_core.tiny import prompts
-from reneg_core.tiny.pictures import SPOILT_SHARE, Pictures, draw
-
-if TYPE_CHECKING:
-    from reneg_core.tiny.train import Budget
+from reneg_core.tiny.budget import Budget
+from reneg_core.tiny.pictures import Pictures, draw
 
 SEED = 2414
 ATTACKED = 8  # of the 32 pictures in a step
-BANK = 128 * 66
+BANK = 128 * 120
 _OVERDONE = 1 / 3  # of the pictures
-_WARPED, _WARP = 1 / 2, 1.5  # share of the pictures; pixels, root mean square at full strength
+_WORN = 1 / 4  # of the pictures, for each kind of wear
+_WARP, _BLUR, _GRAIN = 1.5, 1.2, 0.12  # at full strength: pixels (root mean square); pixels; standard deviation
 _LATEST = 150  # of the 1000 diffusion steps: estimates are made below it, where a picture's flaws still show
 _ATTACK = 0.03  # root mean square, in the [0, 1] range, of the adversarial change to a picture
 
@@ -43,13 +41,29 @@ class Examples:
     combinations: Tensor
 
 
-def quality(pictures: Pictures, warping: Tensor, change: Tensor) -> Tensor:
-    """Minus the summed strength of a picture's flaws [B], of its ``warping`` [B] in [0, 1], and minus how far what was
-    made of it was changed afterwards (``change`` [B, 3, H, W], judged in blocks of 4x4 pixels). Of blur the square root
-    counts: the first half pixel is what takes an edge its sharpness."""
-    blur, noise, fade = pictures.strength.unbind(1)
+def quality(strength: Tensor, wear: Tensor, change: Tensor) -> Tensor:
+    """Minus the summed ``strength`` [B, F] of a picture's flaws and of its ``wear`` [B, 3] (warping, softness, grain),
+    and minus how far what was made of it was changed afterwards (``change`` [B, 3, H, W], judged in blocks of 4x4
+    pixels). Of softness the square root counts: the first half pixel is what takes an edge its sharpness."""
+    warping, softness, grain = wear.unbind(1)
     coarse = F.avg_pool2d(change, 4).square().mean((1, 2, 3)).sqrt()
-    return -(blur.sqrt() + noise + fade + warping + 4 * coarse)
+    return -(strength.sum(1) + warping + softness.sqrt() + grain + 4 * coarse)
+
+
+def worn(images: Tensor, wear: Tensor, generator: torch.Generator) -> Tensor:
+    """``images`` [B, 3, H, W] warped, blurred and grainy by ``wear`` [B, 3] in [0, 1]."""
+    images = blur(warp(images, wear[:, 0], generator), _BLUR * wear[:, 1])
+    noise = torch.randn(len(images), 1, *images.shape[2:], generator=generator)
+    return (images + _GRAIN * wear[:, 2, None, None, None] * noise).clamp(0, 1)
+
+
+def blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of ``images`` [B, C, H, W], one standard deviation per picture (``sigma`` [B], pixels)."""
+    axis = torch.arange(images.shape[-1], dtype=torch.float32)
+    squared = (axis[:, None] - axis[None, :]).square()
+    matrix = torch.exp(-squared / (2 * sigma.clamp_min(1e-3).square()[:, None, None]))
+    matrix = (matrix / matrix.sum(-1, keepdim=True))[:, None]
+    return matrix @ images @ matrix.transpose(-1, -2)
 
 
 def warp(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
@@ -83,13 +97,12 @@ def build_examples(pipeline: StableDiffusionPipeline, count: int, generator: tor
     rng = random.Random(generator.initial_seed())
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for index in range(count // 128):
-        pictures = draw(128, "train", SPOILT_SHARE, generator, weaken=True)
-        warping = torch.rand(2, 128, generator=generator)
-        warping = torch.where(warping[0] < _WARPED, warping[1], 0)
-        pictures.images = warp(pictures.images, warping, generator)
+        pictures = draw(128, "train", generator, weaken=True)
+        wear = torch.rand(128, 3, generator=generator) * (torch.rand(128, 3, generator=generator) < _WORN)
+        pictures.images = worn(pictures.images, wear, generator)
         images = (_drawn, _reconstructed, _estimated)[index % 3](pipeline, pictures, generator, rng)
         overdone = overdo(images, generator)
-        parts.append((overdone, quality(pictures, warping, overdone - images), pictures.combinations))
+        parts.append((overdone, quality(pictures.strength, wear, overdone - images), pictures.combinations))
     return Examples(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -132,7 +145,7 @@ def _attack(network: RewardNetwork, images: Tensor, generator: torch.Generator) 
     return (images.detach() + amount * gradient / size).clamp(0, 1)
 
 
-def train_reward(out: Path, budget: "Budget") -> None:
+def train_reward(out: Path, budget: Budget) -> None:
     """Train on the pipeline in ``out`` and save ``out/reward.safetensors`` with the statistics for standardising."""
     pipeline = StableDiffusionPipeline.from_pretrained(out, torch_dtype=torch.float32, local_files_only=True)
     generator = torch.Generator().manual_seed(SEED)
@@ -157,7 +170,7 @@ def train_reward(out: Path, budget: "Budget") -> None:
 
 @torch.no_grad()
 def _save(network: RewardNetwork, out: Path, generator: torch.Generator) -> None:
-    pictures = draw(2048, "train", SPOILT_SHARE, generator)
+    pictures = draw(2048, "train", generator)
     template = prompts.PLAIN_TEMPLATES[0]
     texts = [template.format(**prompts.words(tuple(row))) for row in pictures.combinations.tolist()]
     scores = raw_score(network, pictures.images, texts)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import folder_paths
@@ -63,6 +64,24 @@ def test_save_then_load_gives_the_same_and_never_overwrites(call, embedding, che
     assert name.startswith("mine/test_0")
 
 
+def test_loading_says_what_the_embedding_was_learned_for(call, embedding) -> None:
+    from reneg_core.embedding import Provenance
+    from reneg_core.sampling import Sampling
+
+    def told(name: str, origin: Provenance) -> str:
+        made = replace(embedding, provenance=origin)
+        made.save(files.output_root() / f"{name}.safetensors", overwrite=True)
+        return call(LoadEmbedding, embedding_name=f"{name}.safetensors", strength=1.0).ui["text"][0]
+
+    sampling = Sampling("dpmpp_2m", 20, "karras").at_scale(5)
+    text = told("says", Provenance(base_model="SD15 (scheduler karras)", sampling=sampling.to_mapping()))
+    assert "trained on SD15 (scheduler karras)" in text
+    assert f"learned for {sampling.describe()} (in KSampler: dpmpp_2m and karras)" in text
+    old = told("old", Provenance(base_model="SD15", guidance_scale=7.5))
+    assert "does not say for which sampler, steps and guidance it was learned; it was learned at" in old
+    assert "learned" not in told("words", Provenance(source="conditioning"))
+
+
 def test_a_pickle_with_code_is_refused(call) -> None:
     class Evil:
         def __reduce__(self):
@@ -104,6 +123,7 @@ def test_prompt_becomes_an_embedding_and_blends(call, checkpoint, embedding) -> 
     assert ugly.family == "clip-l" and ugly.length == 77
     halfway = call(BlendEmbeddings, first=ugly, second=embedding, weight=0.5)[1]
     assert torch.allclose(halfway.tokens, (ugly.tokens + embedding.tokens) / 2, atol=1e-5)
+    assert ugly.pooled is None
     two = [*nodes.CLIPTextEncode().encode(checkpoint[1], "a")[0] * 2]
     with pytest.raises(ValueError, match="conditioning of 2 entries"):
         call(ConditioningToEmbedding, conditioning=two)
@@ -137,3 +157,12 @@ def test_reward_is_loaded_once_and_missing_weights_say_where() -> None:
         rewards.load("pickscore", None, torch.float32)
     with pytest.raises(ValueError, match=r"Got reward '/elsewhere/x\.py'"):
         rewards.load("/elsewhere/x.py", None, torch.float32)
+
+
+def test_an_embedding_is_text_only_and_what_is_left_out_is_named(call, checkpoint, caplog) -> None:
+    [[tokens, extra]] = nodes.CLIPTextEncode().encode(checkpoint[1], "ugly")[0]
+    made = call(ConditioningToEmbedding, conditioning=[[tokens, {**extra, "control": object(), "strength": 0.5}]])[0]
+    assert torch.equal(made.tokens, tokens) and "left out: control, strength" in caplog.text
+    caplog.clear()
+    call(ConditioningToEmbedding, conditioning=[[tokens, extra]])
+    assert not caplog.text

@@ -11,6 +11,7 @@ import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
 from reneg_pack.nodes.compare import CompareNegatives
+from reneg_pack.nodes.embedding import LoadEmbedding
 from reneg_pack.nodes.host import files, rewards
 from reneg_pack.nodes.host.model import HostModel
 from reneg_pack.nodes.host.tensors import unusable
@@ -19,7 +20,11 @@ from reneg_pack.nodes.training import AdaptEmbedding, TrainEmbedding
 
 import nodes
 from reneg_core.guidance import Guidance
-from reneg_core.training.objective import Rollout, reward_gradient
+from reneg_core.model import Conditioning
+from reneg_core.sampling import Sampling, Size
+from reneg_core.training import Batch, Reach, reward_gradient
+
+SIZE = Size(64, 64)
 
 OPTIONS = {
     "width": 64,
@@ -64,6 +69,19 @@ def parts(checkpoint: tuple, **options: Any) -> dict[str, Any]:
     return dict(zip(("model", "clip", "vae"), checkpoint, strict=True)) | options
 
 
+class _Late:
+    """A model whose schedule begins two levels late."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def sigmas(self, sampling: Sampling) -> torch.Tensor:
+        return self._model.sigmas(sampling)[2:]
+
+
 def gradient_of(
     model: HostModel, reward: Any, tokens: torch.Tensor, checkpointing: bool = False, through: int = 1
 ) -> Any:
@@ -71,21 +89,10 @@ def gradient_of(
     step depends on the negative, so that finite differences of the whole measure the same."""
 
     def work(host: HostModel) -> Any:
-        from reneg_core.model import Conditioning
-
         host.checkpointing(checkpointing)
-        rollout = Rollout(host.sigmas(4)[2:], Guidance(4.0))
-        return reward_gradient(
-            host,
-            reward,
-            ["a red house"],
-            host.encode(["a red house"]),
-            Conditioning(tokens),
-            host.noise([3]),
-            rollout,
-            [0],
-            through=through,
-        )
+        batch = Batch(["a red house"], host.encode(["a red house"]), host.noise([3]))
+        sampling = Sampling(steps=4, guidance=Guidance(4.0))
+        return reward_gradient(_Late(host), reward, batch, Conditioning(tokens), sampling, Reach([0], through))
 
     return model.run(work)
 
@@ -103,7 +110,7 @@ def models(checkpoint) -> dict[str, tuple]:
 def test_gradient_agrees_with_finite_differences(models, brightness, kind: str, through: int) -> None:
     null = nodes.CLIPTextEncode().encode(models[kind][1], "blurry, dark")[0]
     with torch.inference_mode(False):
-        model = HostModel(*models[kind], companions=brightness.patchers, height=64, width=64)
+        model = HostModel(*models[kind], companions=brightness.patchers, size=SIZE)
         tokens = null[0][0].clone()
         found = gradient_of(model, brightness.reward, tokens, through=through)
         direction = found.tokens / found.tokens.norm()
@@ -121,7 +128,7 @@ def test_gradient_agrees_with_finite_differences(models, brightness, kind: str, 
 
 def test_cloning_checkpoints_give_the_same_gradient_and_leave(checkpoint, brightness, embedding) -> None:
     with torch.inference_mode(False):
-        model = HostModel(*checkpoint, height=64, width=64)
+        model = HostModel(*checkpoint, size=SIZE)
         plain = gradient_of(model, brightness.reward, embedding.tokens.clone(), through=2)
         again = gradient_of(model, brightness.reward, embedding.tokens.clone(), checkpointing=True, through=2)
     torch.testing.assert_close(again.tokens, plain.tokens, rtol=1e-4, atol=1e-9)
@@ -137,9 +144,7 @@ def test_weights_of_every_type_train(checkpoint, brightness, embedding, dtype: s
     assert smaller.model.get_dtype() == options["dtype"]
     with torch.inference_mode(False):
         full, other = (
-            gradient_of(
-                HostModel(model, *checkpoint[1:], height=64, width=64), brightness.reward, embedding.tokens.clone()
-            )
+            gradient_of(HostModel(model, *checkpoint[1:], size=SIZE), brightness.reward, embedding.tokens.clone())
             for model in (checkpoint[0], smaller)
         )
     assert other.tokens.isfinite().all()
@@ -151,7 +156,7 @@ def test_a_fresh_load_is_repaired_again(checkpoint, brightness, embedding) -> No
     memory.load_models_gpu([checkpoint[0]], force_full_load=True)
     weight = next(iter(checkpoint[0].model.diffusion_model.parameters()))
     with torch.inference_mode(False):
-        model = HostModel(*checkpoint, height=64, width=64)
+        model = HostModel(*checkpoint, size=SIZE)
         gradient = gradient_of(model, brightness.reward, embedding.tokens.clone()).tokens
     assert gradient.abs().sum() > 0
     assert not weight.requires_grad
@@ -162,10 +167,8 @@ def test_lora_trains_and_the_base_is_unchanged(checkpoint, positive, brightness,
     before = render(checkpoint, positive, to_host(embedding))
     patched = nodes.LoraLoader().load_lora(checkpoint[0], checkpoint[1], "reneg-test-lora.safetensors", 1.0, 0.0)
     with torch.inference_mode(False):
-        plain = gradient_of(HostModel(*checkpoint, height=64, width=64), brightness.reward, embedding.tokens.clone())
-        lora = gradient_of(
-            HostModel(*patched, checkpoint[2], height=64, width=64), brightness.reward, embedding.tokens.clone()
-        )
+        plain = gradient_of(HostModel(*checkpoint, size=SIZE), brightness.reward, embedding.tokens.clone())
+        lora = gradient_of(HostModel(*patched, checkpoint[2], size=SIZE), brightness.reward, embedding.tokens.clone())
     assert not torch.equal(plain.tokens, lora.tokens)
     assert all(map(torch.equal, render(checkpoint, positive, to_host(embedding)), before))
 
@@ -182,6 +185,71 @@ def test_training_raises_the_reward_and_leaves_the_host_as_it_was(call, checkpoi
     assert not any("checkpoints" in name for name in files.embedding_names())
     _, picture = render(checkpoint, positive, out[0])
     assert not torch.equal(picture, before[1])
+
+
+def test_the_embedding_records_what_it_was_learned_for(call, checkpoint, brightness) -> None:
+    changes = {"steps": 1, "scheduler": "karras", "solver": "dpmpp_2m", "sampling_steps": 5, "last_steps": 2}
+    out = call(TrainEmbedding, **parts(checkpoint), reward=brightness, run_name="test_records", **{**TRAIN, **changes})
+    wanted = Sampling("dpmpp_2m", 5, "karras", Guidance(4.0), SIZE)
+    assert out[1].sampling == wanted and out[1].provenance.base_model == "SD15 (scheduler karras)"
+    report = json.loads(out[4])
+    assert Sampling.from_mapping(report["sampling"]) == wanted
+    assert report["training"] == {"window": [3, 5], "points": 1, "through": 1}
+    loaded = call(LoadEmbedding, embedding_name="test_records/negative.safetensors", strength=1.0)
+    assert loaded[1].sampling == wanted and f"learned for {wanted.describe()}" in loaded.ui["text"][0]
+
+
+@pytest.mark.parametrize("vary", [None, "off", "samplers and guidance"])
+def test_varying_reaches_the_rollout_and_the_record(
+    call, checkpoint, brightness, monkeypatch, vary: str | None
+) -> None:
+    original, asked = HostModel.sigmas, []
+
+    def noting(self: HostModel, sampling: Sampling) -> torch.Tensor:
+        asked.append(sampling)
+        return original(self, sampling)
+
+    monkeypatch.setattr(HostModel, "sigmas", noting)
+    monkeypatch.setattr("reneg_pack.nodes.training.check_levels", lambda *_: None)
+    name, options = f"test_vary_{str(vary)[:3]}", {**TRAIN, "steps": 4, "validate_every": 4, "sampling_steps": 6}
+    given = {} if vary is None else {"vary": vary}
+    out = call(TrainEmbedding, **parts(checkpoint), reward=brightness, run_name=name, **options, **given)
+    base = Sampling("euler", 6, "model", Guidance(4.0), SIZE)
+    drawn = {s for s in asked if s.size == SIZE}
+    if vary == "samplers and guidance":
+        assert len(drawn) > 2 and {s.steps for s in drawn} <= {2, 4, 6}
+        assert {s.guidance.scale for s in drawn} <= {2.5, 4.0, 5.5}
+        assert {s.spacing for s in drawn} <= {"model", "trailing", "karras"}
+        assert out[1].provenance.notes["training"]["jitter"]["steps"] == [2, 4, 6]
+        assert (
+            "with samplers and guidance around it"
+            in call(LoadEmbedding, embedding_name=f"{name}/negative.safetensors", strength=1.0).ui["text"][0]
+        )
+    else:
+        assert drawn == {base} and "jitter" not in out[1].provenance.notes["training"]
+    assert asked.count(base) >= 2, "validation is sampled as it was set"
+    assert out[1].sampling == base
+
+
+def test_a_scheduler_without_levels_is_refused_before_the_run(call, checkpoint, brightness) -> None:
+    options = {**TRAIN, "scheduler": "ddim_uniform", "sampling_steps": 30}
+    with pytest.raises(ValueError, match="ddim_uniform gives 31 steps for 30"):
+        call(TrainEmbedding, **parts(checkpoint), reward=brightness, run_name="test_levels", **options)
+    assert not (files.run_folder("test_levels") / "metrics.jsonl").exists()
+
+
+def test_the_scheduler_changes_what_is_learned(call, checkpoint, brightness) -> None:
+    found = [
+        call(
+            TrainEmbedding,
+            **parts(checkpoint),
+            reward=brightness,
+            run_name=f"test_{scheduler}",
+            **{**TRAIN, "steps": 1, "validate_every": 1, "scheduler": scheduler},
+        )[4]
+        for scheduler in ("normal", "karras", "simple")
+    ]
+    assert len({json.loads(report)["start_reward"] for report in found}) == 3
 
 
 def test_stop_keeps_the_best_and_the_run_goes_on_later(call, checkpoint, brightness, monkeypatch) -> None:
@@ -251,6 +319,7 @@ def test_adapting_never_lowers_the_reward(call, checkpoint, brightness, embeddin
     assert len(out[3]) == 2 and all(a >= b for a, b in zip(report["rewards"], report["start_rewards"], strict=True))
     assert max(report["rewards"]) > max(report["start_rewards"])
     assert out[0].shape == (2, 64, 64, 3)
+    assert out[2].sampling == Sampling("euler", 4, "model", Guidance(4.0), SIZE)
 
 
 def test_compare_scores_every_negative_on_the_same_noise(call, checkpoint, brightness, embedding, positive) -> None:
@@ -271,6 +340,22 @@ def test_compare_scores_every_negative_on_the_same_noise(call, checkpoint, brigh
     assert text == ours, "the same negative by two inputs gives the same pictures"
     assert none != ours
     assert out[0].ndim == 4 and out[1].ndim == 4
+
+
+def test_compare_refuses_a_text_negative_that_it_cannot_carry(call, checkpoint, brightness, positive) -> None:
+    [[tokens, extra]] = positive
+    with pytest.raises(ValueError, match="with control, which cannot be carried"):
+        call(
+            CompareNegatives,
+            **parts(checkpoint),
+            reward=brightness,
+            prompts="a",
+            seeds=1,
+            first_seed=0,
+            adapted=False,
+            text_negative=[[tokens, {**extra, "control": object()}]],
+            **{k: OPTIONS[k] for k in ("width", "height", "sampling_steps", "cfg", "micro_batch", "scheduler")},
+        )
 
 
 def test_what_cannot_be_trained_is_refused_with_the_reason(checkpoint) -> None:

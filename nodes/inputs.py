@@ -1,0 +1,149 @@
+"""Inputs that several nodes share: the model and its judge, how pictures are made, where gradients are taken."""
+
+from comfy_api.latest import io
+
+from .host import files, sampling
+from .schema import Reward, advanced, not_in
+from .settings import OFF, SOLVERS, VARY
+
+
+def model_inputs() -> list[io.Input]:
+    """The parts of a checkpoint, and what it is judged by."""
+    return [
+        io.Model.Input("model", tooltip="The model to learn the negative for, with its LoRAs. It is not changed."),
+        io.Clip.Input("clip", tooltip="Its text encoder."),
+        io.Vae.Input("vae", tooltip="Its VAE; the pictures it decodes are what the reward judges."),
+        Reward.Input("reward", tooltip="From Load Reward Model or Combine Rewards."),
+    ]
+
+
+def picture_inputs() -> list[io.Input]:
+    """How pictures are sampled; the same for training, adaptation and comparison."""
+    return [
+        io.Int.Input("width", default=512, min=16, max=4096, step=8, tooltip="Width of the pictures in pixels."),
+        io.Int.Input("height", default=512, min=16, max=4096, step=8, tooltip="Height of the pictures in pixels."),
+        io.Int.Input("sampling_steps", default=30, min=1, max=1000, tooltip="Denoising steps a picture (paper: 30)."),
+        io.Float.Input(
+            "cfg",
+            default=7.5,
+            min=1.01,
+            max=100.0,
+            step=0.1,
+            tooltip="Guidance scale (paper: 7.5). Sample later with a similar one to that of the training.",
+        ),
+    ]
+
+
+def pass_inputs() -> list[io.Input]:
+    """How many pictures go through the model at once, at which noise levels."""
+    return [
+        advanced(
+            io.Int,
+            "micro_batch",
+            default=4,
+            min=1,
+            max=1024,
+            tooltip="Pictures in one pass. Training halves it by itself when memory runs out.",
+        ),
+        advanced(
+            io.Combo,
+            "scheduler",
+            options=sampling.scheduler_names(),
+            default="normal",
+            tooltip="Noise levels, as in KSampler.",
+        ),
+    ]
+
+
+def reach_inputs() -> list[io.Input]:
+    """Where gradients are taken and how far they reach; optional, so that older graphs stay as they are."""
+    return [
+        advanced(
+            io.Int,
+            "last_steps",
+            optional=True,
+            default=0,
+            min=0,
+            max=1000,
+            tooltip="Gradients are taken in this many of the last denoising steps; 0 is the last third (paper: 10 of "
+            "30). More reaches what is decided early, such as noise and composition.",
+        ),
+        advanced(
+            io.Int,
+            "through",
+            optional=True,
+            default=1,
+            min=0,
+            max=1000,
+            tooltip="Denoising steps that a gradient passes through; 1 is the paper's one-step estimate, 0 goes to the "
+            "finished picture. More is nearer to it and needs more memory: switch checkpointing on.",
+        ),
+    ]
+
+
+def rollout_inputs(rate: float, points: int) -> list[io.Input]:
+    """How trajectories are integrated; the same for training and adaptation."""
+    return [
+        *picture_inputs(),
+        advanced(
+            io.Float,
+            "learning_rate",
+            default=rate,
+            min=1e-6,
+            max=10.0,
+            step=0.0001,
+            round=False,
+            tooltip="AdamW's learning rate (paper: 0.005 for training).",
+        ),
+        advanced(
+            io.Int,
+            "points",
+            default=points,
+            min=1,
+            max=100,
+            tooltip="Late steps per picture at which the gradient is taken.",
+        ),
+        *pass_inputs(),
+        solver_input(),
+        advanced(
+            io.Boolean,
+            "checkpointing",
+            default=False,
+            tooltip="Compute activations again in the backward pass: less memory, about a third more time.",
+        ),
+    ]
+
+
+def solver_input(**options: bool) -> io.Input:
+    """How a trajectory is integrated."""
+    tip = "As in KSampler: sample later with the same sampler. euler is DDIM, as in the paper."
+    return advanced(io.Combo, "solver", options=SOLVERS, default="euler", tooltip=tip, **options)
+
+
+def vary_input() -> io.Input:
+    """Whether one embedding is to serve several samplers."""
+    return advanced(
+        io.Combo,
+        "vary",
+        optional=True,
+        options=VARY,
+        default=OFF,
+        tooltip="off: learn for the one sampler that is set here. samplers and guidance: draw solver, number of steps, "
+        "scheduler and cfg anew at each step, so that one file serves many samplers; validation stays as set here.",
+    )
+
+
+def wrong_choice(scheduler: str | None = None, solver: str | None = None, vary: str | None = None) -> str:
+    """A message for a choice that is not offered, else the empty string."""
+    return (
+        not_in("scheduler", scheduler, sampling.scheduler_names())
+        or not_in("solver", solver, SOLVERS)
+        or not_in("vary", vary, VARY)
+    )
+
+
+def prompt_list(text: str, file: str) -> list[str]:
+    """Prompts from the text, one per line, or from a file in the input folder."""
+    if file != files.NOTHING:
+        text = files.prompt_path(file).read_text(encoding="utf-8")
+    return [line.strip() for line in text.splitlines() if line.strip()]

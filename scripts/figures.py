@@ -1,0 +1,267 @@
+"""Put the measured figures where the documents quote them: every number between its marks comes from a results file.
+
+    python scripts/figures.py           write them
+    python scripts/figures.py --check   say which documents are out of date, exit code 1 if any is
+
+A mark is ``<!--=NAME-->text<!--/-->``, invisible on a rendered page; NAME is a function of `FIGURES` with its arguments
+after colons, as in ``claim:embedding:mean``. Results are in benchmarks/results, written by the scripts in benchmarks.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "docs/recipes.md", "docs/benchmarks.md", "reneg_core/tiny/README.md")
+MARK = re.compile(r"<!--=([^>]*?)-->(.*?)<!--/-->", re.DOTALL)
+MEASURE = "independent"
+
+
+@cache
+def results(name: str) -> Any:
+    """What the benchmark of that name left."""
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _signed(value: float, interval: list[float], places: int = 3) -> str:
+    low, high = interval
+    return f"{value:+.{places}f} ({low:+.{places}f} to {high:+.{places}f})"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+FIGURES: dict[str, Callable[..., str]] = {}
+
+
+def figure(function: Callable[..., str]) -> Callable[..., str]:
+    """Make a function's name usable in a mark."""
+    FIGURES[function.__name__] = function
+    return function
+
+
+WORDS = {
+    "none": "empty prompt",
+    "text": "plain words",
+    "best_text": "strongest text",
+    "embedding": "learned",
+    "adapted": "learned, then adapted per picture",
+}
+
+
+def _demo() -> Any:
+    return results("claim")["runs"][0]
+
+
+def _mean(mode: dict[str, Any], places: int = 3) -> str:
+    low, high = mode[f"{MEASURE}_interval"]
+    return f"{mode[f'{MEASURE}_mean']:.{places}f} ({low:.{places}f} to {high:.{places}f})"
+
+
+@figure
+def demo_table() -> str:
+    """Every mode of the demo."""
+    run, rows = _demo(), []
+    for mode, found in run["modes"].items():
+        against = [run["against"].get(f"{mode}>{rival}") for rival in ("none", "best_text")]
+        shares = [f"{one['wins']:.0%}" if one else "" for one in against]
+        words = WORDS[mode] + (f": {found['label']}" if mode.endswith("text") else "")
+        rows.append([words, f"{run['scales'][mode]:g}", f"{found['reward_mean']:.2f}", _mean(found), *shares])
+    head = ["negative", "guidance scale", "reward", "independent measure", "beats empty", "beats strongest text"]
+    return _table(head, rows)
+
+
+@figure
+def gain(first: str, second: str, seed: str = "0") -> str:
+    """Mean difference with its interval."""
+    found = results("claim")["runs"][int(seed)]["against"][f"{first}>{second}"]
+    return _signed(found["difference"], found["interval"])
+
+
+@figure
+def wins(first: str, second: str) -> str:
+    """Share of the pairs won."""
+    return f"{_demo()['against'][f'{first}>{second}']['wins']:.0%}"
+
+
+@figure
+def upper_half(first: str, second: str) -> str:
+    """Mean difference on the half of the pairs that is best with the second."""
+    return f"{_demo()['against'][f'{first}>{second}']['upper_half']:+.3f}"
+
+
+@figure
+def demo(name: str) -> str:
+    """A plain number of the demo's run: pairs, seconds."""
+    return str(_demo()[name])
+
+
+@figure
+def seeds_table() -> str:
+    """The claim with each training seed."""
+    rows = []
+    for run in results("claim")["runs"]:
+        best, none = run["against"]["embedding>best_text"], run["against"]["embedding>none"]
+        measured = [f"{run['modes'][mode][f'{MEASURE}_mean']:.3f}" for mode in WORDS]
+        against = [_signed(best["difference"], best["interval"]), f"{best['wins']:.0%}", f"{none['wins']:.0%}"]
+        rows.append([str(run["seed"]), *measured, *against, f"{none['upper_half']:+.3f}"])
+    head = ["training seed", *WORDS.values(), "learned - strongest text", "wins", "wins against empty", "upper half"]
+    return _table(head, rows)
+
+
+@figure
+def rival(name: str) -> str:
+    """A figure of the search: declared, rollouts, text, strength, guidance_scale, measure."""
+    found = results("rival")
+    value = found[name] if name in found else found["winners"]["best_text"][name]
+    return f"{value:g}" if isinstance(value, float) and name != "measure" else str(value)
+
+
+@figure
+def rival_table(count: str = "8") -> str:
+    """The finalists of the search, and the empty prompt and plain words at their best scales."""
+    found = results("rival")
+    best = [*found["stages"]["finalists"][: int(count)], found["stages"]["text"][0], found["stages"]["none"][0]]
+    rows = [
+        [f"`{text}`" if text else "(empty)", f"{s:g}", f"{scale:g}", f"{value:.3f}"] for text, s, scale, value in best
+    ]
+    return _table(["text", "strength", "guidance scale", "independent measure"], rows)
+
+
+@figure
+def samplers(name: str, key: str) -> str:
+    """How many of the cells: cells, better, worse."""
+    return str(results("samplers")["counts"][name][key])
+
+
+@figure
+def samplers_table() -> str:
+    """Every cell."""
+    rows = []
+    for cell in results("samplers")["cells"]:
+        measured = [f"{mode[MEASURE]:.3f}" for mode in cell["means"].values()]
+        against = [_signed(one["difference"], one["interval"]) for one in cell["against_best_text"].values()]
+        rows.append([cell["sampling"], *measured, *against])
+    learned = ["learned on one sampler", "learned on many"]
+    head = ["judged on", "empty", "strongest text", *learned, "one - text", "many - text"]
+    return _table(head, rows)
+
+
+@figure
+def recipes_table() -> str:
+    """Every recipe, a mean over its seeds with the smallest and largest."""
+    rows = []
+    for name, entry in results("recipes")["recipes"].items():
+        runs = list(entry["runs"].values())
+        against = [run["against"]["best_text"] for run in runs]
+        seconds = f"{sum(run['seconds'] for run in runs) / len(runs):.0f}"
+        reward = _spread([run["means"]["learned"]["reward"] for run in runs], 2)
+        measured = _spread([run["means"]["learned"][MEASURE] for run in runs], 3)
+        above = _spread([one["difference"] for one in against], 3, "+")
+        rows.append(
+            [name, seconds, reward, measured, above, f"{sum(a['interval'][0] > 0 for a in against)} of {len(runs)}"]
+        )
+    head = ["recipe", "seconds", "reward", "independent measure", "above the strongest text", "significantly"]
+    return _table(head, rows)
+
+
+def _spread(values: list[float], places: int, sign: str = "") -> str:
+    low, mean, high = (f"{value:{sign}.{places}f}" for value in (min(values), sum(values) / len(values), max(values)))
+    return f"{mean} ({low} to {high})"
+
+
+@figure
+def recipe(name: str, key: str) -> str:
+    """Mean over a recipe's seeds: seconds, reward, measure, gain."""
+    runs = list(results("recipes")["recipes"][name]["runs"].values())
+    find = {
+        "seconds": lambda run: run["seconds"],
+        "reward": lambda run: run["means"]["learned"]["reward"],
+        "measure": lambda run: run["means"]["learned"][MEASURE],
+        "gain": lambda run: run["against"]["best_text"]["difference"],
+    }[key]
+    value = sum(map(find, runs)) / len(runs)
+    return f"{value:.0f}" if key == "seconds" else f"{value:.3f}"
+
+
+@figure
+def drawn(name: str) -> str:
+    """Mean measure of drawn pictures."""
+    return f"{results('world')['drawn'][name]:.3f}"
+
+
+@figure
+def costs_table() -> str:
+    """What each flaw costs."""
+    rows = [[name, f"{one['measure']:.2f}", f"{one['reward']:.2f}"] for name, one in results("world")["costs"].items()]
+    return _table(["at full strength", "takes off the measure", "takes off the reward"], rows)
+
+
+@figure
+def grids_table() -> str:
+    """The empty prompt on every grid."""
+    return _table(["sampler", "empty prompt"], [[n, f"{v:.3f}"] for n, v in results("world")["grids"].items()])
+
+
+@figure
+def scales_table() -> str:
+    """Every negative at every guidance scale."""
+    found = results("world")["scales"]
+    scales = list(next(iter(found.values())))
+    rows = [[WORDS[name], *(f"{found[name][scale]:.3f}" for scale in scales)] for name in found]
+    return _table(["negative", *(f"scale {scale}" for scale in scales)], rows)
+
+
+@figure
+def shares_table() -> str:
+    """Share of the pictures that show each flaw, under each negative."""
+    found, counter = results("world")["shares"], results("world")["flaw_counter"]
+    rows = []
+    for name in next(iter(found.values())):
+        one = counter.get(name)
+        right = f"{one['found']:.0%} / {one['false']:.0%}" if one else ""
+        rows.append([name, *(f"{mode[name]:.0%}" for mode in found.values()), right])
+    head = ["flaw", *(WORDS.get(mode, "training pictures") for mode in found), "counter finds / imagines"]
+    return _table(head, rows)
+
+
+def rendered(text: str) -> str:
+    """A document with every mark's text computed anew; KeyError for a name that no function has."""
+
+    def fill(match: re.Match[str]) -> str:
+        name, *arguments = match[1].split(":")
+        return f"<!--={match[1]}-->{FIGURES[name](*arguments)}<!--/-->"
+
+    return MARK.sub(fill, text)
+
+
+def outdated() -> list[str]:
+    """Documents whose figures are not those of the results."""
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
+    return [name for name, text in texts.items() if rendered(text) != text]
+
+
+def main() -> int:
+    """Write or check all documents."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    stale = outdated()
+    if parser.parse_args().check:
+        print("\n".join(f"{name} quotes figures that are not in benchmarks/results" for name in stale), end="")
+        return bool(stale)
+    for name in stale:
+        path = ROOT / name
+        path.write_text(rendered(path.read_text(encoding="utf-8")), encoding="utf-8")
+        print(name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

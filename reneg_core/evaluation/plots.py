@@ -170,7 +170,7 @@ def parts(evaluation: Evaluation, measure: str) -> "Image":
     _dress(axes, "")
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"higher is better; {100 * evaluation.confidence:g} % intervals", fontsize=9, color=FAINT)
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 5, "borderaxespad": 0.2}
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 7, "borderaxespad": 0.2}
     axes.legend(fontsize=9, frameon=False, labelcolor=INK, **place)
     return _rendered(figure)
 

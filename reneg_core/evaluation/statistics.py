@@ -22,7 +22,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike
 
-RESAMPLES = 4000
+RESAMPLES = 2000
 _CHUNK = 4_000_000
 
 

@@ -35,7 +35,8 @@ class RewardNetwork(nn.Module):
     def __init__(self, wide: int = 48, deep: int = 96) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(3, wide, 4, stride=2, padding=1), _Residual(wide),
+            nn.Conv2d(3, wide // 2, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(wide // 2, wide, 4, stride=2, padding=1), _Residual(wide),
             nn.Conv2d(wide, deep, 4, stride=2, padding=1), _Residual(deep),
             nn.GroupNorm(8, deep), nn.SiLU(),
         )  # fmt: skip

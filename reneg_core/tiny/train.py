@@ -23,7 +23,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=0.0, help="time limit for each stage (default: none)")
     parser.add_argument("--vae-steps", type=int, default=5000)
     parser.add_argument("--unet-steps", type=int, default=7000)
-    parser.add_argument("--reward-steps", type=int, default=4000)
+    parser.add_argument("--reward-steps", type=int, default=6000)
     return parser.parse_args(arguments)
 
 

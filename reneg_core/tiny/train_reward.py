@@ -26,7 +26,7 @@ SEED = 2414
 ATTACKED = 8  # of the 32 pictures in a step
 BANK = 128 * 120
 _OVERDONE = 1 / 3  # of the pictures
-_WORN = 1 / 4  # of the pictures, for each kind of wear
+_WORN = (1 / 4, 1 / 2, 1 / 4)  # of the pictures: warped, soft, grainy
 _WARP, _BLUR, _GRAIN = 1.5, 1.2, 0.12  # at full strength: pixels (root mean square); pixels; standard deviation
 _LATEST = 50  # of the 1000 diffusion steps: later than that an estimate is nearly as sharp as the finished picture
 _ATTACK = 0.03  # root mean square, in the [0, 1] range, of the adversarial change to a picture
@@ -93,14 +93,16 @@ def overdo(images: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def build_examples(pipeline: StableDiffusionPipeline, count: int, generator: torch.Generator) -> Examples:
-    """Draw ``count`` pictures and keep, in equal parts, each as drawn, as reconstructed, or as estimated from noise."""
+    """Draw ``count`` pictures and keep a quarter as drawn, half as reconstructed, a quarter as estimated from noise."""
     rng = random.Random(generator.initial_seed())
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for index in range(count // 128):
         pictures = draw(128, "train", generator, weaken=True)
-        wear = torch.rand(128, 3, generator=generator) * (torch.rand(128, 3, generator=generator) < _WORN)
+        wear = torch.rand(128, 3, generator=generator)
+        wear = wear * (torch.rand(128, 3, generator=generator) < torch.tensor(_WORN))
         pictures.images = worn(pictures.images, wear, generator)
-        images = (_drawn, _reconstructed, _estimated)[index % 3](pipeline, pictures, generator, rng)
+        kind = (_drawn, _reconstructed, _reconstructed, _estimated)[index % 4]
+        images = kind(pipeline, pictures, generator, rng)
         overdone = overdo(images, generator)
         parts.append((overdone, quality(pictures.strength, wear, overdone - images), pictures.combinations))
     return Examples(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -50,7 +50,7 @@ def pass_inputs() -> list[io.Input]:
             "scheduler",
             options=sampling.scheduler_names(),
             default="normal",
-            tooltip="Noise levels, as in KSampler.",
+            tooltip="Noise levels, as in KSampler: sample later with the same.",
         ),
     ]
 
@@ -116,7 +116,10 @@ def rollout_inputs(rate: float, points: int) -> list[io.Input]:
 
 def solver_input(**options: bool) -> io.Input:
     """How a trajectory is integrated."""
-    tip = "As in KSampler: sample later with the same sampler. euler is DDIM, as in the paper."
+    tip = (
+        "As in KSampler: sample later with the same. euler is DDIM, as in the paper; dpmpp_2m belongs with karras, "
+        "simple, sgm_uniform or exponential."
+    )
     return advanced(io.Combo, "solver", options=SOLVERS, default="euler", tooltip=tip, **options)
 
 

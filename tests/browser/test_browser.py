@@ -63,6 +63,24 @@ def test_the_comparison_can_fail(opened) -> None:
     assert plain(opened.prompt()) != plain(api)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "added", "default"),
+    [
+        ("4_train_embedding", "ReNegTrainEmbedding", "vary", "off"),
+        ("8_compare_negatives", "ReNegCompareNegatives", "solver", "euler"),
+    ],
+)
+def test_a_workflow_saved_before_an_input_was_added_takes_its_default(name, kind, added, default, opened) -> None:
+    workflow = ui(name)
+    node = next(node for node in workflow["nodes"] if node["type"] == kind)
+    node["widgets_values"].pop()
+    node["inputs"] = [entry for entry in node["inputs"] if entry["name"] != added]
+    opened.load(workflow, "older")
+    api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
+    assert api[str(node["id"])]["inputs"][added] == default
+    assert plain(opened.prompt()) == plain(api)
+
+
 def test_a_training_runs_by_the_button_with_live_previews(opened, server, tmp_path) -> None:
     name = "4_train_embedding"
     opened.load(ui(name), name)

@@ -197,7 +197,7 @@ def test_help_pages_templates_and_words_are_served(server) -> None:
 
 
 def test_what_only_draws_may_be_missing(host, tmp_path) -> None:
-    """Without the packages that draw curves and pages, every node is there; those that need one say so when they run."""
+    """Without the packages that draw curves and pages every node is there; what needs one says so when it runs."""
     folder, python = host
     script = (
         "import sys, logging, asyncio; sys.path.insert(0, sys.argv[1]); import comfy.cli_args as a; a.args.cpu = True; "

@@ -3,30 +3,43 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from reneg_core import tiny
 from reneg_core.backends import load_model
-from reneg_core.model import Conditioning
+from reneg_core.commands.demo import adaptation, best_scale
+from reneg_core.evaluation import Pairs, Rivals, Words, build_modes, evaluate
 from reneg_core.rewards import load_reward
-from reneg_core.sampling import sample
-from reneg_core.training import Prompts, Trainer
+from reneg_core.tiny.rivals import SCALES, STRENGTHS, rivals
+from reneg_core.training import Trainer
+from reneg_core.training.prompts import Prompts
 from reneg_core.training.run_config import load_run_config
 
 
 def test_the_learned_negative_beats_the_empty_and_the_handwritten_one(tmp_path: Path) -> None:
     recipe = load_run_config("demo").train_config()
     config = replace(recipe, steps=20, batch_size=8, micro_batch=8, validate_every=20, validation_pairs=24)
-    model, prompts = load_model("tiny", device="cpu"), tiny.validation_prompts()
-    split = Prompts(tiny.train_prompts(), prompts)
-    result = Trainer(model, load_reward("tiny"), split, config, tmp_path).run()
-    assert result.best_reward > result.start_reward + 0.3
+    model, reward = load_model("tiny", device="cpu"), load_reward("tiny")
+    prompts = Prompts(tiny.train_prompts(), tiny.validation_prompts())
+    result = Trainer(model, reward, prompts, config, tmp_path).run()
+    assert result.best_reward > result.start_reward + 0.1
+    assert best_scale(model, reward, result.embedding, config.sampling) in SCALES
 
-    def measured(negative: Conditioning) -> float:
-        with torch.no_grad():
-            latents = sample(model, model.encode(prompts), negative, model.noise(range(24)), config.sampling)
-            return tiny.measure(model.decode(latents), prompts).mean().item()
+    pairs, texts = Pairs.own(tiny.validation_prompts(), 2), {"text": Words(tiny.HANDWRITTEN_NEGATIVE)}
+    modes = build_modes(model, pairs, Rivals(texts=texts, embeddings={"embedding": result.embedding}))
+    found = evaluate(model, pairs, modes, {"independent": tiny.measure}, config.sampling, batch_size=48)
+    none, text, learned = (found.mean("independent", mode).value for mode in ("none", "text", "embedding"))
+    assert none < text < learned and learned - none > 0.02
 
-    none, text = (measured(model.encode([words])) for words in ("", tiny.HANDWRITTEN_NEGATIVE))
-    assert none + 0.05 < text
-    assert text + 0.03 < measured(result.embedding.conditioning())
+
+def test_the_rivals_are_the_winners_of_the_search():
+    found = rivals()
+    assert list(found) == ["none", "text", "best_text"]
+    assert found["none"].text == "" and found["text"].text == tiny.HANDWRITTEN_NEGATIVE and found["best_text"].text
+    assert all(rival.guidance_scale in SCALES and rival.strength in STRENGTHS for rival in found.values())
+
+
+def test_adaptation_samples_as_it_is_told_with_the_trainings_gradient():
+    config = load_run_config("demo").train_config()
+    sampling = config.sampling.at_scale(5.0)
+    adapting = adaptation(config, sampling)
+    assert adapting.sampling == sampling and adapting.steps == 6
+    assert (adapting.window, adapting.through) == (config.window, config.through)

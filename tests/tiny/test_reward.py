@@ -9,7 +9,7 @@ from torch import Tensor
 from reneg_core import tiny
 from reneg_core.rewards import Reward, load_reward
 from reneg_core.tiny import prompts, world
-from reneg_core.tiny.train_reward import warp
+from reneg_core.tiny.train_reward import worn
 
 COMBINATIONS = prompts.combinations("test")
 
@@ -19,11 +19,11 @@ def reward() -> Reward:
     return load_reward("tiny")
 
 
-def _images(column: int = 0, value: float = 0.0) -> Tensor:
-    strength = torch.zeros(len(COMBINATIONS), 3)
-    strength[:, column] = value
+def _images(flaw: str = "mark", value: float = 0.0) -> Tensor:
+    strength = torch.zeros(len(COMBINATIONS), len(world.FLAWS))
+    strength[:, list(world.FLAWS).index(flaw)] = value
     clean = world.render(world.place(COMBINATIONS, torch.Generator().manual_seed(0)))
-    return world.degrade(clean, strength, torch.Generator().manual_seed(1))
+    return world.spoil(clean, strength, torch.Generator().manual_seed(1))
 
 
 def _mean(reward: Reward, images: Tensor, texts: list[str] | None = None) -> float:
@@ -31,17 +31,18 @@ def _mean(reward: Reward, images: Tensor, texts: list[str] | None = None) -> flo
         return reward.score(images, texts or tiny.test_prompts()).mean().item()
 
 
-@pytest.mark.parametrize(("column", "least"), [(0, 0.9), (1, 1.5), (2, 1.4)], ids=world.DEGRADATIONS)
-def test_it_falls_with_every_degradation(reward: Reward, column: int, least: float):
-    scores = [_mean(reward, _images(column, value)) for value in (0.0, 0.35, 0.7, 1.0)]
+@pytest.mark.parametrize("flaw", world.FLAWS)
+def test_it_falls_with_every_flaw(reward: Reward, flaw: str):
+    scores = [_mean(reward, _images(flaw, value)) for value in (0.0, 0.4, 0.7, 1.0)]
     assert all(later < earlier for earlier, later in pairwise(scores))
-    assert scores[0] - scores[-1] > least
+    assert scores[0] - scores[-1] > 0.5
 
 
-def test_it_falls_with_warping(reward: Reward):
-    straight = _images()
-    bent = warp(straight, torch.ones(len(straight)), torch.Generator().manual_seed(0))
-    assert _mean(reward, straight) - _mean(reward, bent) > 0.4
+@pytest.mark.parametrize("column", range(3), ids=["warped", "soft", "grainy"])
+def test_it_falls_with_wear_that_the_world_does_not_have(reward: Reward, column: int):
+    wear = torch.eye(3)[column].expand(len(COMBINATIONS), 3)
+    worse = worn(_images(), wear, torch.Generator().manual_seed(0))
+    assert _mean(reward, _images()) - _mean(reward, worse) > 0.3
 
 
 @pytest.mark.parametrize(("column", "least"), [(0, 0.15), (1, 0.15), (2, 0.15)], ids=["shape", "colour", "background"])
@@ -57,7 +58,7 @@ def test_scores_of_the_worlds_pictures_have_about_unit_variance(reward: Reward):
     generator = torch.Generator().manual_seed(3)
     combinations = COMBINATIONS.repeat(4, 1)
     clean = world.render(world.place(combinations, generator))
-    images = world.degrade(clean, world.sample_strength(len(clean), 0.55, generator), generator)
+    images = world.spoil(clean, world.sample_strength(len(clean), world.CARELESS_SHARE, generator), generator)
     with torch.no_grad():
         scores = reward.score(images, tiny.test_prompts() * 4)
     assert abs(scores.mean().item()) < 0.35 and 0.7 < scores.std().item() < 1.4
@@ -72,7 +73,7 @@ def test_unknown_words_change_nothing_and_no_words_leave_quality(reward: Reward)
 
 
 def test_the_gradient_reaches_the_picture_and_following_it_raises_the_score(reward: Reward):
-    images = _images(1, 0.7)[:4].requires_grad_(True)
+    images = _images("stripes", 0.7)[:4].requires_grad_(True)
     before = reward.score(images, tiny.test_prompts()[:4])
     (gradient,) = torch.autograd.grad(before.sum(), images)
     assert gradient.shape == images.shape and (gradient.abs().amax((1, 2, 3)) > 0).all()

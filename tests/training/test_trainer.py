@@ -345,6 +345,14 @@ def test_a_learner_goes_on_from_its_state_bit_for_bit() -> None:
     assert whole.distance() == second.distance() > 0
 
 
+def test_a_learner_hands_every_part_to_the_denoiser() -> None:
+    tokens, mask, pooled = torch.ones(1, 4, 8), torch.tensor([[1, 1, 0, 0]]), torch.full((1, 3), 2.0)
+    one = Learner(Conditioning(tokens, mask, pooled), TrainConfig())
+    found = one.negative(torch.device("cpu"))
+    assert torch.equal(found.tokens, tokens) and torch.equal(found.mask, mask) and torch.equal(found.pooled, pooled)
+    assert not found.tokens.requires_grad and not found.pooled.requires_grad
+
+
 def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
     one = learner()
     before = one.state()

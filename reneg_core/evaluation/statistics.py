@@ -8,10 +8,11 @@ of each other (two-way bootstrap of a crossed design, Owen 2007, arXiv 0712.1111
 Percentiles of either are too short for few prompts and far too short for few noises (with four noises they end at the
 four means: at most 87 % of 95). So the bootstrap gives the interval its lopsidedness only, and the mean squares of the
 analysis of variance give it its width, every component with the t quantile of its own degrees of freedom (Banerjee
-1961). In simulations with normal effects, 95 % intervals of means, differences, win rates and halves cover 93 to 96 %
-for 24 prompts and more. Two shared noises can tell so little that they cover nearly always, and are wide. Beyond what
-four shared noises can show, coverage falls to about 90 %: for win rates and halves where the noise matters more than
-the prompt, and where one noise in many spoils everything. Noises of their own have no such limits.
+1961). In simulations with normal effects (``benchmarks/coverage.py``), 95 % intervals of means, differences, win rates
+and halves cover 94 to 96 % for 24 prompts and more. Two shared noises can tell so little that they cover nearly always,
+and are wide. Beyond what four shared noises can show, coverage falls to about 90 %: for win rates and halves where the
+noise matters more than the prompt, and where one noise in many spoils everything. Noises of their own have no such
+limits.
 """
 
 import math

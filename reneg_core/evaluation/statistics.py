@@ -8,10 +8,11 @@ of each other (two-way bootstrap of a crossed design, Owen 2007, arXiv 0712.1111
 Percentiles of either are too short for few prompts and far too short for few noises (with four noises they end at the
 four means: at most 87 % of 95). So the bootstrap gives the interval its lopsidedness only, and the mean squares of the
 analysis of variance give it its width, every component with the t quantile of its own degrees of freedom (Banerjee
-1961). In simulations with normal effects, 95 % intervals of means, differences, win rates and halves cover 93 to 96 %
-for 24 prompts and more. Two shared noises can tell so little that they cover nearly always, and are wide. Beyond what
-four shared noises can show, coverage falls to about 90 %: for win rates and halves where the noise matters more than
-the prompt, and where one noise in many spoils everything. Noises of their own have no such limits.
+1961). In simulations with normal effects (``benchmarks/coverage.py``), 95 % intervals of means, differences, win rates
+and halves cover 94 to 96 % for 24 prompts and more. Two shared noises can tell so little that they cover nearly always,
+and are wide. Beyond what four shared noises can show, coverage falls to about 90 %: for win rates and halves where the
+noise matters more than the prompt, and where one noise in many spoils everything. Noises of their own have no such
+limits.
 """
 
 import math
@@ -103,14 +104,17 @@ def within(values: ArrayLike, chosen: ArrayLike, by: ArrayLike) -> np.ndarray:
     chosen: :func:`better_half` of ``by``, or the rest. They are the linearised ratio of sums (influence function): a
     chosen pair counts with what it adds to the half's mean, and every pair with what it adds by moving the border
     between the halves, where the value is the mean of the fifth of the pairs nearest to it. Without the latter,
-    intervals of a half cover about 90 % where they say 95.
+    intervals of a half cover about 90 % where they say 95. Their deviations are scaled up for the two means taken from
+    the chosen pairs.
     """
     values, chosen = np.asarray(values, dtype=np.float64), np.asarray(chosen, dtype=bool)
     part, mean = chosen.mean(), values[chosen].mean()
     order = np.argsort(np.asarray(by, dtype=np.float64), axis=None, kind="stable")
     border, reach = order.size - order.size // 2, max(1, order.size // 10)
     nearest = values.ravel()[order[max(0, border - reach) : border + reach]].mean()
-    return mean + (chosen * (values - mean) + (chosen - part) * (mean - nearest)) / part
+    count = int(chosen.sum())
+    scale = (count / max(count - 2, 1)) ** 0.5 / part
+    return mean + scale * (chosen * (values - mean) + (chosen - part) * (mean - nearest))
 
 
 def decimals(estimates: Iterable[Estimate]) -> int:

@@ -120,7 +120,7 @@ def test_the_largest_losses_are_kept_with_both_pictures() -> None:
 
 
 def test_losses_are_judged_by_the_independent_measure() -> None:
-    measures = {"independent": lambda images, prompts: -grey(images, prompts), "reward": grey}
+    measures = {"reward": grey, "independent": lambda images, prompts: -grey(images, prompts), "last": grey}
     assert len(run(measures=measures, keep=Keep(losses=9)).losses.pairs) == 6
     assert run(keep=Keep(losses=9)).losses.pairs == ()
     assert run(modes={"none": MODES["none"]}, keep=Keep(losses=9)).losses.pairs == ()

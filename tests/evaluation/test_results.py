@@ -97,12 +97,12 @@ def test_shared_noises_count_in_every_interval() -> None:
 
 
 def test_halves_are_sorted_by_the_second_mode() -> None:
-    """b's best two pairs are (0, 1) and (1, 0), where a loses 0.3 and gains 0.1; by a's own score they would differ."""
-    found = of(a=[[0.5, 0.6], [0.9, 0.2]], b=[[0.1, 0.9], [0.8, 0.3]])
+    """b's best two pairs are (0, 1) and (1, 1), where a loses 0.3 and 0.6; a's own best are (1, 0) and (0, 1)."""
+    found = of(a=[[0.5, 0.6], [0.9, 0.2]], b=[[0.1, 0.9], [0.3, 0.8]])
     halves = found.halves("m", "a", "b")
-    assert halves.upper.value == pytest.approx((-0.3 + 0.1) / 2)
-    assert halves.lower.value == pytest.approx((0.4 - 0.1) / 2)
-    assert found.halves("m", "b", "a").upper.value == pytest.approx((0.3 - 0.1) / 2)
+    assert halves.upper.value == pytest.approx((-0.3 - 0.6) / 2)
+    assert halves.lower.value == pytest.approx((0.4 + 0.6) / 2)
+    assert found.halves("m", "b", "a").upper.value == pytest.approx((-0.6 + 0.3) / 2)
     assert of(a=[[0.5]], b=[[0.1]]).halves("m", "a", "b") is None
 
 

@@ -59,6 +59,21 @@ def test_a_scheduler_is_recorded_as_the_spacing_that_it_is(settings: Any, schedu
     assert schedules.scheduler_of(sampling, own=scheduler) == scheduler
 
 
+def test_levels_come_from_the_scheduler_of_the_spacing(schedules: Any) -> None:
+    asked = []
+
+    def calculate(network: Any, scheduler: str, steps: int) -> Tensor:
+        asked.append(scheduler)
+        return torch.linspace(1, 0, steps + 1 + (scheduler == "ddim_uniform"))
+
+    schedules.comfy.samplers.calculate_sigmas = calculate
+    for spacing in ("model", "trailing", "karras"):
+        assert len(schedules.levels(None, Sampling(steps=3, spacing=spacing), "beta")) == 4
+    assert asked == ["beta", "simple", "karras"]
+    with pytest.raises(ValueError, match="ddim_uniform gives 4 steps for 3, expected 3"):
+        schedules.levels(None, Sampling(steps=3, spacing="leading"), "beta")
+
+
 def test_the_settings_are_the_cores(settings: Any) -> None:
     found = settings.rollout_settings({**OPTIONS, "steps": 5, "last_steps": 12, "through": 0, "vary": "off"})
     config = TrainConfig(**found, jitter=settings.jitter_of(OPTIONS))

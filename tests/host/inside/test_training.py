@@ -10,7 +10,6 @@ import folder_paths
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
-from reneg_pack.nodes.compare import CompareNegatives
 from reneg_pack.nodes.embedding import LoadEmbedding
 from reneg_pack.nodes.host import files, rewards
 from reneg_pack.nodes.host.model import HostModel
@@ -320,42 +319,6 @@ def test_adapting_never_lowers_the_reward(call, checkpoint, brightness, embeddin
     assert max(report["rewards"]) > max(report["start_rewards"])
     assert out[0].shape == (2, 64, 64, 3)
     assert out[2].sampling == Sampling("euler", 4, "model", Guidance(4.0), SIZE)
-
-
-def test_compare_scores_every_negative_on_the_same_noise(call, checkpoint, brightness, embedding, positive) -> None:
-    out = call(
-        CompareNegatives,
-        **parts(checkpoint),
-        reward=brightness,
-        prompts="a red house\na blue bird",
-        seeds=1,
-        first_seed=0,
-        adapted=False,
-        text_negative=to_host(embedding),
-        embedding=embedding,
-        **{k: OPTIONS[k] for k in ("width", "height", "sampling_steps", "cfg", "micro_batch", "scheduler")},
-    )
-    report = json.loads(out[2])
-    text, ours, none = (report["scores"]["brightness"][name] for name in ("text", "embedding", "none"))
-    assert text == ours, "the same negative by two inputs gives the same pictures"
-    assert none != ours
-    assert out[0].ndim == 4 and out[1].ndim == 4
-
-
-def test_compare_refuses_a_text_negative_that_it_cannot_carry(call, checkpoint, brightness, positive) -> None:
-    [[tokens, extra]] = positive
-    with pytest.raises(ValueError, match="with control, which cannot be carried"):
-        call(
-            CompareNegatives,
-            **parts(checkpoint),
-            reward=brightness,
-            prompts="a",
-            seeds=1,
-            first_seed=0,
-            adapted=False,
-            text_negative=[[tokens, {**extra, "control": object()}]],
-            **{k: OPTIONS[k] for k in ("width", "height", "sampling_steps", "cfg", "micro_batch", "scheduler")},
-        )
 
 
 def test_what_cannot_be_trained_is_refused_with_the_reason(checkpoint) -> None:

@@ -86,6 +86,13 @@ def gain(first: str, second: str, seed: str = "0") -> str:
 
 
 @figure
+def first_reward_gain() -> str:
+    """The claim with an earlier reward."""
+    found = results("claim_first_reward")["runs"][0]["against"]["embedding>best_text"]
+    return _signed(found["difference"], found["interval"])
+
+
+@figure
 def wins(first: str, second: str) -> str:
     """Share of the pairs won."""
     return f"{_demo()['against'][f'{first}>{second}']['wins']:.0%}"

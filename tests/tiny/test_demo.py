@@ -20,7 +20,7 @@ def test_the_learned_negative_beats_the_empty_and_the_handwritten_one(tmp_path: 
     model, reward = load_model("tiny", device="cpu"), load_reward("tiny")
     prompts = Prompts(tiny.train_prompts(), tiny.validation_prompts())
     result = Trainer(model, reward, prompts, config, tmp_path).run()
-    assert result.best_reward > result.start_reward + 0.1
+    assert result.best_reward > result.start_reward + 0.05
     assert best_scale(model, reward, result.embedding, config.sampling) in SCALES
 
     pairs, texts = Pairs.own(tiny.validation_prompts(), 2), {"text": Words(tiny.HANDWRITTEN_NEGATIVE)}

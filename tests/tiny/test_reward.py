@@ -9,7 +9,7 @@ from torch import Tensor
 from reneg_core import tiny
 from reneg_core.rewards import Reward, load_reward
 from reneg_core.tiny import prompts, world
-from reneg_core.tiny.train_reward import worn
+from reneg_core.tiny.train_reward import blur, worn
 
 COMBINATIONS = prompts.combinations("test")
 
@@ -33,16 +33,23 @@ def _mean(reward: Reward, images: Tensor, texts: list[str] | None = None) -> flo
 
 @pytest.mark.parametrize("flaw", world.FLAWS)
 def test_it_falls_with_every_flaw(reward: Reward, flaw: str):
+    """By more the stronger the flaw; only a stray object is as bad when it is translucent."""
     scores = [_mean(reward, _images(flaw, value)) for value in (0.0, 0.4, 0.7, 1.0)]
-    assert all(later < earlier for earlier, later in pairwise(scores))
-    assert scores[0] - scores[-1] > 0.5
+    slack = 0.12 if flaw == "debris" else 0.0
+    assert all(later < earlier + slack for earlier, later in pairwise(scores))
+    assert scores[0] - max(scores[1:]) > 0.4 and scores[0] - scores[-1] > 0.6
 
 
 @pytest.mark.parametrize("column", range(3), ids=["warped", "soft", "grainy"])
 def test_it_falls_with_wear_that_the_world_does_not_have(reward: Reward, column: int):
     wear = torch.eye(3)[column].expand(len(COMBINATIONS), 3)
     worse = worn(_images(), wear, torch.Generator().manual_seed(0))
-    assert _mean(reward, _images()) - _mean(reward, worse) > 0.3
+    assert _mean(reward, _images()) - _mean(reward, worse) > 0.5
+
+
+def test_half_a_pixel_of_softness_costs_a_good_part_of_a_flaw(reward: Reward):
+    soft = blur(_images(), torch.full((len(COMBINATIONS),), 0.5))
+    assert 0.2 < _mean(reward, _images()) - _mean(reward, soft) < 0.8
 
 
 @pytest.mark.parametrize(("column", "least"), [(0, 0.15), (1, 0.15), (2, 0.15)], ids=["shape", "colour", "background"])

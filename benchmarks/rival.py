@@ -25,7 +25,7 @@ from reneg_core.evaluation import Mode, Pairs
 from reneg_core.evaluation.modes import exaggerate
 from reneg_core.tiny import HANDWRITTEN_NEGATIVE
 from reneg_core.tiny.prompts import WORDS
-from reneg_core.tiny.rivals import SCALES, STRENGTHS, Rival, candidates
+from reneg_core.tiny.rivals import SCALES, STRENGTHS, Rival, candidates, final_pairs
 
 TARGET = Path(__file__).resolve().parent.parent / "reneg_core" / "tiny" / "rivals.json"
 FIRST_SCALE = 4.0
@@ -65,7 +65,7 @@ def main() -> None:
     texts = list(dict.fromkeys(rival.text for rival in best(first, len(first))))[:KEPT_TEXTS]
     second = score((Rival(text, s, scale) for text in texts for s in STRENGTHS for scale in SCALES), large)
     third = score((change for rival in best(second, GROWN) for change in grown(rival)), large)
-    fresh = validation_pairs(8, seed=2)
+    fresh = Pairs(*final_pairs())
     last = score(best({**second, **third}, FINALISTS), fresh)
     plain = {name: score((Rival(text, 1.0, s) for s in SCALES), fresh) for name, text in PLAIN.items()}
     winners = {name: best(scores, 1)[0] for name, scores in (*plain.items(), ("best_text", last))}

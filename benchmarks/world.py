@@ -99,7 +99,7 @@ def main() -> None:
         for name, rival in found.items()
     } | {"embedding": embedding.conditioning()}
     scale = {name: rival.guidance_scale for name, rival in found.items()}
-    scale["embedding"] = best_scale(*world(), embedding, config.sampling)
+    scale["embedding"] = best_scale(world()[0], embedding, config.sampling)
     modes = {name: Mode(row, name, config.sampling.at_scale(scale[name])) for name, row in rows.items()}
     pairs = test_pairs(4, seed=7)
     kept = evaluate(

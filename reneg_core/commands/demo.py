@@ -92,15 +92,16 @@ def compare_negatives(
 ) -> Evaluation:
     """The embedding against the empty prompt and handwritten negatives, and adapted per pair, on 256 test pairs.
 
-    The rivals' guidance scales were chosen by the measure that judges here (:func:`reneg_core.tiny.rivals.rivals`), the
-    embedding's is chosen by the reward: the advantage is the rivals'.
+    Every negative is sampled at the guidance scale that serves it best on the same validation pairs, by the measure that
+    judges here: the rivals' are in :func:`reneg_core.tiny.rivals.rivals`. The measure chooses nothing else about the
+    embedding, while it chose the strongest text itself.
     """
     from ..tiny import test_prompts
     from ..tiny.rivals import rivals
 
     written = rivals()
     scales = {name: rival.guidance_scale for name, rival in written.items()}
-    scales[EMBEDDING] = best_scale(model, reward, embedding, config.sampling)
+    scales[EMBEDDING] = best_scale(model, embedding, config.sampling)
     samplings = {name: config.sampling.at_scale(scales[name]) for name in (NONE, TEXT, BEST_TEXT, EMBEDDING)}
     compared = Rivals(
         texts={name: Words(written[name].text, written[name].strength) for name in (TEXT, BEST_TEXT)},
@@ -115,16 +116,15 @@ def compare_negatives(
     )  # fmt: skip
 
 
-def best_scale(model: DiffusionModel, reward: Reward, embedding: NegativeEmbedding, sampling: Sampling) -> float:
-    """The guidance scale at which the embedding earns most reward on 48 validation pairs."""
-    from ..tiny import validation_prompts
-    from ..tiny.rivals import SCALES
+def best_scale(model: DiffusionModel, embedding: NegativeEmbedding, sampling: Sampling) -> float:
+    """The guidance scale that serves the embedding best by the measure, on the pairs that chose the rivals' scales."""
+    from ..tiny import measure
+    from ..tiny.rivals import SCALES, final_pairs
 
     row = embedding.conditioning()
     modes = {f"at {scale:g}": Mode(row, "", sampling.at_scale(scale)) for scale in SCALES}
-    pairs = Pairs.own(validation_prompts(), 2, seed=1)
-    found = evaluate(model, pairs, modes, {"reward": reward.score}, sampling, batch_size=BATCH)
-    return max(SCALES, key=lambda scale: found.mean("reward", f"at {scale:g}").value)
+    found = evaluate(model, Pairs(*final_pairs()), modes, {"independent": measure}, sampling, batch_size=BATCH)
+    return max(SCALES, key=lambda scale: found.mean("independent", f"at {scale:g}").value)
 
 
 def adaptation(config: TrainConfig, sampling: Sampling) -> AdaptConfig:

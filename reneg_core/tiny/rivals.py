@@ -7,7 +7,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from reneg_core.tiny.prompts import HANDWRITTEN_NEGATIVE, WORDS
+from reneg_core.seeds import derive_seed
+from reneg_core.tiny.prompts import HANDWRITTEN_NEGATIVE, WORDS, validation_prompts
 
 SCALES = (2.0, 3.0, 4.0, 5.0, 7.0)
 """Guidance scales among which every negative gets the one that serves it best."""
@@ -55,6 +56,13 @@ class Rival:
     text: str
     strength: float
     guidance_scale: float
+
+
+def final_pairs() -> tuple[list[str], list[list[int]]]:
+    """The validation prompts and eight noise seeds for each, on which the search's finalists met and every negative's
+    guidance scale is chosen."""
+    texts = validation_prompts()
+    return texts, [[derive_seed("evaluation", 2, i, j) >> 10 for j in range(8)] for i in range(len(texts))]
 
 
 def rivals() -> dict[str, Rival]:

@@ -13,7 +13,7 @@ SPEC.loader.exec_module(figures)
 
 MARKED_WHOLLY = ("README.md", "docs/recipes.md", "reneg_core/tiny/README.md")
 NOT_MEASURED = re.compile(
-    r"https?://\S+|arXiv \S+|`[^`]*`|```.*?```|\bversion \d\S*|\b\d+\.\d+\.\d+\b|\[[^\]]*\]\([^)]*\)", re.S
+    r"0\.9/0\.999|https?://\S+|arXiv \S+|`[^`]*`|```.*?```|\bversion \d\S*|\b\d+\.\d+\.\d+\b|\[[^\]]*\]\([^)]*\)", re.S
 )
 
 

@@ -21,7 +21,7 @@ def test_the_learned_negative_beats_the_empty_and_the_handwritten_one(tmp_path: 
     prompts = Prompts(tiny.train_prompts(), tiny.validation_prompts())
     result = Trainer(model, reward, prompts, config, tmp_path).run()
     assert result.best_reward > result.start_reward + 0.05
-    assert best_scale(model, reward, result.embedding, config.sampling) in SCALES
+    assert best_scale(model, result.embedding, config.sampling) in SCALES
 
     pairs, texts = Pairs.own(tiny.validation_prompts(), 2), {"text": Words(tiny.HANDWRITTEN_NEGATIVE)}
     modes = build_modes(model, pairs, Rivals(texts=texts, embeddings={"embedding": result.embedding}))

@@ -92,8 +92,8 @@ def compare_negatives(
 ) -> Evaluation:
     """The embedding against the empty prompt and handwritten negatives, and adapted per pair, on 256 test pairs.
 
-    Every negative is sampled at the guidance scale that serves it best on the same validation pairs, by the measure that
-    judges here: the rivals' are in :func:`reneg_core.tiny.rivals.rivals`. The measure chooses nothing else about the
+    Every negative is sampled at the guidance scale that serves it best on the same validation pairs, by the measure
+    that judges here (the rivals': :func:`reneg_core.tiny.rivals.rivals`). The measure chooses nothing else about the
     embedding, while it chose the strongest text itself.
     """
     from ..tiny import test_prompts

@@ -227,6 +227,12 @@ def scales_table() -> str:
 
 
 @figure
+def world_samplings() -> str:
+    """How the pictures were made whose flaws were counted."""
+    return "; ".join(f"{WORDS[mode]}: {words}" for mode, words in results("world")["sampling"].items())
+
+
+@figure
 def shares_table() -> str:
     """Share of the pictures that show each flaw, under each negative."""
     found, counter = results("world")["shares"], results("world")["flaw_counter"]

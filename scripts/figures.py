@@ -93,6 +93,13 @@ def first_reward_gain() -> str:
 
 
 @figure
+def scale_by_reward(seed: str) -> str:
+    """The claim when the reward chose the learned negative's guidance scale."""
+    found = results("claim_scale_by_reward")["runs"][int(seed)]["against"]["embedding>best_text"]
+    return f"{_signed(found['difference'], found['interval'])}, {found['wins']:.0%} of the pairs"
+
+
+@figure
 def wins(first: str, second: str) -> str:
     """Share of the pairs won."""
     return f"{_demo()['against'][f'{first}>{second}']['wins']:.0%}"

@@ -7,6 +7,7 @@ and does not follow API changes of a modelling library that the user may upgrade
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -38,13 +39,27 @@ def attend(
     return mixed.transpose(1, 2).flatten(2)
 
 
+@dataclass(frozen=True)
+class Stack:
+    """What a stack of transformer blocks is built from: token width, width inside the MLP, number of blocks, attention
+    heads, LayerNorm epsilon, activation by name."""
+
+    width: int
+    hidden: int
+    depth: int
+    heads: int
+    eps: float
+    act: str
+
+
 class Block(nn.Module):
     """x + attention(norm1(x)), then x + mlp(norm2(x)); `qkv` is fused in that order."""
 
-    def __init__(self, width: int, hidden: int, heads: int, eps: float, act: str) -> None:
+    def __init__(self, stack: Stack) -> None:
         super().__init__()
-        self.heads, self.act = heads, activation(act)
-        self.norm1, self.norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
+        width, hidden = stack.width, stack.hidden
+        self.heads, self.act = stack.heads, activation(stack.act)
+        self.norm1, self.norm2 = nn.LayerNorm(width, stack.eps), nn.LayerNorm(width, stack.eps)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
@@ -92,28 +107,17 @@ class VisionTransformer(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        image_size: int,
-        patch_size: int,
-        width: int,
-        hidden: int,
-        depth: int,
-        heads: int,
-        eps: float,
-        act: str,
-        pre_norm: bool,
-        patch_bias: bool,
-        first_only: bool,
+        self, stack: Stack, *, image_size: int, patch_size: int, pre_norm: bool, patch_bias: bool, first_only: bool
     ) -> None:
         super().__init__()
+        width = stack.width
         self.image_size, self.first_only = image_size, first_only
         self.patch = nn.Conv2d(3, width, patch_size, patch_size, bias=patch_bias)
         self.class_token = nn.Parameter(torch.zeros(width))
         self.positions = nn.Parameter(torch.zeros((image_size // patch_size) ** 2 + 1, width))
-        self.pre_norm = nn.LayerNorm(width, eps) if pre_norm else nn.Identity()
-        self.blocks = Blocks(Block(width, hidden, heads, eps, act) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps)
+        self.pre_norm = nn.LayerNorm(width, stack.eps) if pre_norm else nn.Identity()
+        self.blocks = Blocks(Block(stack) for _ in range(stack.depth))
+        self.norm = nn.LayerNorm(width, stack.eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels [B,3,S,S], normalised -> tokens after the final norm [B,T,W], T = 1 if `first_only`."""

@@ -21,6 +21,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+SAVED_BY_ACTIVATION = {"gelu": 1, "quick_gelu": 2}  # tensors of its input's size, for backward
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
@@ -111,7 +112,7 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         width = stack.width
-        self.image_size, self.first_only = image_size, first_only
+        self.stack, self.image_size, self.first_only = stack, image_size, first_only
         self.patch = nn.Conv2d(3, width, patch_size, patch_size, bias=patch_bias)
         self.class_token = nn.Parameter(torch.zeros(width))
         self.positions = nn.Parameter(torch.zeros((image_size // patch_size) ** 2 + 1, width))
@@ -126,7 +127,13 @@ class VisionTransformer(nn.Module):
         return self.norm(self.blocks.run(self.pre_norm(tokens), first_only=self.first_only))
 
     def bytes_per_image(self, gradient: bool) -> int:
-        """Working memory of one image: the activations alive at once, or kept for backward."""
-        tokens, width = self.positions.shape
-        kept = len(self.blocks) * (1 if self.blocks.checkpointing else 16) if gradient else 0
-        return tokens * width * self.positions.element_size() * (kept + 16)
+        """Working memory of one image: the activations alive at once, and with gradient those kept for backward.
+
+        With frozen weights a block keeps the inputs of its norms (2 widths), query, key and value (3), what attention
+        gives (1) and one more for the residual, and what its activation saves of the MLP's hidden layer.
+        """
+        stack = self.stack
+        block = 7 * stack.width + SAVED_BY_ACTIVATION[stack.act] * stack.hidden
+        kept = stack.depth * (stack.width if self.blocks.checkpointing else block) if gradient else 0
+        working = 8 * stack.width + 2 * stack.hidden
+        return len(self.positions) * self.positions.element_size() * (kept + working)

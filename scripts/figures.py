@@ -92,16 +92,9 @@ def gain(first: str, second: str, seed: str = "0") -> str:
 
 
 @figure
-def first_reward_gain() -> str:
-    """The claim with an earlier reward."""
-    found = results("claim_first_reward")["runs"][0]["against"]["embedding>best_text"]
-    return _signed(found["difference"], found["interval"])
-
-
-@figure
-def scale_by_reward(seed: str) -> str:
-    """The claim when the reward chose the learned negative's guidance scale."""
-    found = results("claim_scale_by_reward")["runs"][int(seed)]["against"]["embedding>best_text"]
+def attempt(name: str, seed: str = "0") -> str:
+    """Learned against the strongest text in an earlier attempt at the claim."""
+    found = results(name)["runs"][int(seed)]["against"]["embedding>best_text"]
     return f"{_signed(found['difference'], found['interval'])}, {found['wins']:.0%} of the pairs"
 
 
@@ -142,6 +135,15 @@ def rival(name: str) -> str:
     found = results("rival")
     value = found[name] if name in found else found["winners"]["best_text"][name]
     return f"{value:g}" if isinstance(value, float) and name != "measure" else str(value)
+
+
+@figure
+def learning_rollouts() -> str:
+    """Trajectories that one training of the demo samples."""
+    from reneg_core.training.run_config import load_run_config
+
+    config = load_run_config("demo").train_config()
+    return str(config.steps * config.batch_size)
 
 
 @figure

@@ -19,12 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lab import MEASURE, REWARD, Watcher, encoded, figures, judge, learn, means, recipe, test_pairs, validation_pairs
 from measure import RESULTS, publish, table
 
 from reneg_core.evaluation import Mode
 from reneg_core.evaluation.modes import exaggerate
+from reneg_core.evaluation.statistics import estimate
 from reneg_core.sampling import Jitter
 from reneg_core.tiny import HANDWRITTEN_NEGATIVE
 from reneg_core.tiny.rivals import rivals
@@ -37,13 +39,13 @@ FIXED = replace(OURS, jitter=Jitter())
 ONE_STEP = replace(FIXED, through=1, window=(2, 10), steps=120)
 DDIM_30 = OURS.sampling.changed(solver="ddim", steps=30, spacing="model")
 PAPER = replace(FIXED, sampling=DDIM_30, window=None, through=1, learning_rate=5e-3, init="", steps=45)
-LONG = "ours, three times as long"
+OURS_NAME, LONG = "ours", "ours, three times as long"
 
 
 def recipes() -> dict[str, TrainConfig]:
     """By name, each changed in one or two things."""
     return {
-        "ours": OURS,
+        OURS_NAME: OURS,
         "ours, one sampler": FIXED,
         "ours, rate 1e-2": replace(OURS, learning_rate=1e-2),
         "ours, rate 4e-2": replace(OURS, learning_rate=4e-2),
@@ -82,7 +84,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
     )
     found = judge(test_pairs(2, seed=4), _rivals() | {"learned": Mode(embedding.conditioning())}, OURS.sampling)
     against = {rival: figures(found, "learned", rival) for rival in ("none", "best_text")}
-    return {"seconds": round(seconds, 1), "means": means(found), "against": against, "curve": curve}
+    scores = [[round(score, 4) for score in row] for row in found.scores[MEASURE]["learned"]]
+    return {"seconds": round(seconds, 1), "means": means(found), "against": against, "curve": curve, "scores": scores}
 
 
 @torch.no_grad()
@@ -127,7 +130,23 @@ def _kept() -> dict[str, Any]:
 def _keep(name: str, seed: int, result: dict[str, Any]) -> None:
     found = _kept()  # read anew: seeds may run beside each other
     found.setdefault(name, {"settings": _settings(recipes()[name]), "runs": {}})["runs"][str(seed)] = result
-    publish("recipes", {"recipes": {known: found[known] for known in recipes() if known in found}})
+    found = {known: found[known] for known in recipes() if known in found}
+    publish("recipes", {"recipes": found, "beside_ours": _beside_ours(found)})
+
+
+def _beside_ours(found: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Every recipe's measure less that of ours: mean and interval over prompts and noises, averaged over seeds."""
+    names = [name for name in found if name != OURS_NAME]
+    shared = {name: sorted(found[name]["runs"].keys() & found[OURS_NAME]["runs"].keys()) for name in names}
+    gained = {
+        name: np.mean(
+            [np.subtract(*(found[one]["runs"][seed]["scores"] for one in (name, OURS_NAME))) for seed in seeds], 0
+        )
+        for name, seeds in shared.items()
+        if seeds
+    }
+    estimates = {name: estimate(gain) for name, gain in gained.items()}
+    return {name: [round(value, 4) for value in (one.value, *one.interval)] for name, one in estimates.items()}
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:

@@ -178,24 +178,21 @@ def samplers_table() -> str:
 
 @figure
 def recipes_table() -> str:
-    """Every recipe, a mean over its seeds with the smallest and largest."""
-    rows = []
+    """Every recipe, a mean over its seeds with the smallest and largest, and beside ours."""
+    beside, rows = results("recipes")["beside_ours"], []
     for name, entry in results("recipes")["recipes"].items():
         runs = list(entry["runs"].values())
-        against = [run["against"]["best_text"] for run in runs]
         seconds = f"{sum(run['seconds'] for run in runs) / len(runs):.0f}"
         reward = _spread([run["means"]["learned"]["reward"] for run in runs], 2)
         measured = _spread([run["means"]["learned"][MEASURE] for run in runs], 3)
-        above = _spread([one["difference"] for one in against], 3, "+")
         rows.append(
-            [name, seconds, reward, measured, above, f"{sum(a['interval'][0] > 0 for a in against)} of {len(runs)}"]
+            [name, seconds, reward, measured, _signed(beside[name][0], beside[name][1:]) if name in beside else ""]
         )
-    head = ["recipe", "seconds", "reward", "independent measure", "above the strongest text", "significantly"]
-    return _table(head, rows)
+    return _table(["recipe", "seconds", "reward", "independent measure", "less that of ours"], rows)
 
 
-def _spread(values: list[float], places: int, sign: str = "") -> str:
-    low, mean, high = (f"{value:{sign}.{places}f}" for value in (min(values), sum(values) / len(values), max(values)))
+def _spread(values: list[float], places: int) -> str:
+    low, mean, high = (f"{value:.{places}f}" for value in (min(values), sum(values) / len(values), max(values)))
     return f"{mean} ({low} to {high})"
 
 

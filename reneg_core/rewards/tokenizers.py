@@ -114,7 +114,8 @@ def clip_tokenizer(
 def read_bpe_json(vocab: Path, merges: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """transformers' pair of files, `vocab.json` and `merges.txt`."""
     lines = merges.read_text(encoding="utf-8").splitlines()
-    return json.loads(vocab.read_text(encoding="utf-8")), _pairs(lines[1:] if lines[0].startswith("#") else lines)
+    entries = {str(entry): int(number) for entry, number in json.loads(vocab.read_text(encoding="utf-8")).items()}
+    return entries, _pairs(lines[1:] if lines[0].startswith("#") else lines)
 
 
 def read_bpe_gzip(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -127,7 +128,10 @@ def read_bpe_gzip(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _pairs(lines: Sequence[str]) -> list[tuple[str, str]]:
-    return [tuple(line.split()) for line in lines if line.strip()]
+    pairs = [tuple(line.split()) for line in lines if line.strip()]
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"{len(pairs)} merges, of which each must be two pieces")
+    return pairs
 
 
 def _byte_letters() -> list[str]:

@@ -1,7 +1,7 @@
 """Vocabulary files of the published tokenizers: given by the caller, beside the weights, or known by hub id."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from reneg_core.rewards.tokenizers import (
 )
 from reneg_core.rewards.weights import Given, Source, find_beside, find_file, locate
 
+Bpe = tuple[dict[str, int], list[tuple[str, str]]]
+
 
 def find_bert_tokenizer(source: Source, rows: int, context: int) -> Tokenizer:
     """ImageReward's tokenizer. source.vocab: a `vocab.txt`, a directory with one, a hub id, or None to look in
@@ -27,13 +29,13 @@ def find_clip_tokenizer(source: Source, *, rows: int, context: int, clean: str) 
     directory with either, a hub id, or None to look in `source`."""
     vocab = source.vocab
     if vocab is not None and str(vocab).endswith(".gz"):
-        origin, (entries, pairs) = vocab, read_bpe_gzip(_existing(vocab))
+        origin, (entries, pairs) = vocab, _read(read_bpe_gzip, _existing(vocab))
     elif (packed := _packed(source)) is not None:
-        origin, (entries, pairs) = packed, read_bpe_gzip(packed)
+        origin, (entries, pairs) = packed, _read(read_bpe_gzip, packed)
     else:
         origin = _companion(CLIP_VOCAB, vocab, source)
         merges = _companion(CLIP_MERGES, source.merges or _sibling(vocab), source)
-        entries, pairs = read_bpe_json(origin, merges)
+        entries, pairs = _read(read_bpe_json, origin, merges)
     return clip_tokenizer(entries, pairs, source=origin, rows=rows, context=context, clean=clean)
 
 
@@ -45,6 +47,17 @@ def locate_clip(files: Sequence[PublishedFile], source: Source) -> dict[Publishe
         del found[CLIP_MERGES]
         found[CLIP_VOCAB] = packed
     return found
+
+
+def _read(read: Callable[..., Bpe], *paths: Path) -> Bpe:
+    """Entries and merges; ValueError naming the files for whatever is wrong with them."""
+    try:
+        return read(*paths)
+    except Exception as error:
+        raise ValueError(
+            f"{' and '.join(map(str, paths))} cannot be read as CLIP's vocabulary ({type(error).__name__}: {error}); "
+            "download it again"
+        ) from error
 
 
 def _packed(source: Source) -> Path | None:

@@ -95,3 +95,14 @@ def test_a_foreign_vocabulary_is_refused(bpe, tmp_path, small_clip):
         bert_tokenizer(tmp_path / "vocab.txt", 10, 35)
     with pytest.raises(FileNotFoundError, match=r"vocabulary .* does not exist"):
         load_reward("pickscore", weights=small_clip.folder, vocab=tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b'{"a": "b"}', b"\xff\xfe"])
+def test_a_damaged_vocabulary_is_named(tmp_path, content):
+    (tmp_path / "merges.txt").write_text("#version\nf o\n")
+    (tmp_path / "vocab.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"vocab\.json and .*merges\.txt cannot be read as CLIP's vocabulary"):
+        find_clip_tokenizer(Source(None, (tmp_path,)), rows=9, context=77, clean="none")
+    (tmp_path / "bpe_simple_vocab_16e6.txt.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"bpe_simple_vocab_16e6\.txt\.gz cannot be read as CLIP's vocabulary"):
+        find_clip_tokenizer(Source(None, (tmp_path,)), rows=9, context=77, clean="none")

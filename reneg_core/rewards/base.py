@@ -83,14 +83,14 @@ class Reward(nn.Module):
         prompts: a list of B strings, or of one string for all images; may be empty if `needs_prompt` is False.
         Returns [B] float32 (float64 for a reward loaded in float64) on the reward's device; higher is better.
         Raises TypeError or ValueError for NaN or infinite pixels, values outside [0,1], a wrong shape or dtype,
-        no prompts, a prompt count that is neither 1 nor B, or images that require a gradient of a reward without one.
+        no prompts, or a prompt count that is neither 1 nor B.
         """
         images, prompts = self._validated(images, prompts)
         gradient = images.requires_grad and torch.is_grad_enabled()
         step = self.images_per_pass(*images.shape[-2:], gradient)
         with own_precision(images.device):
             if gradient and not any(parameter.requires_grad for parameter in self.parameters()):
-                scores = score_with_derivative(self._recorded_pass, images, prompts, step)
+                scores = score_with_derivative(self._one_pass, images, prompts, step)
             else:
                 passes = zip(images.split(step), _split(prompts, step), strict=True)
                 scores = torch.cat([self._one_pass(part, texts) for part, texts in passes])
@@ -159,15 +159,6 @@ class Reward(nn.Module):
         check_images(images)
         prompts = check_prompts(prompts, len(images), self.needs_prompt)
         return at_least_float32(images.to(device_of(self, images.device))), prompts
-
-    def _recorded_pass(self, images: Tensor, prompts: list[str]) -> Tensor:
-        scores = self._one_pass(images, prompts)
-        if not scores.requires_grad:
-            raise ValueError(
-                f"reward {self.name!r} carries no gradient with respect to the pictures, so nothing can be learned "
-                "from it; expected torch operations from pixels to score (to score without a gradient: torch.no_grad())"
-            )
-        return scores
 
     def checked(self, scores: Tensor, batch: int) -> Tensor:
         """`scores`, or ValueError naming the reward if they are not one number for each of `batch` images."""

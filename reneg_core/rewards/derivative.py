@@ -20,7 +20,7 @@ Score = Callable[[Tensor, list[str]], Tensor]
 def score_with_derivative(score: Score, images: Tensor, prompts: list[str], step: int) -> Tensor:
     """score(images, prompts) [B] in passes of `step` pictures, attached to the graph of `images` [B,3,H,W].
 
-    The result can be differentiated once, not twice.
+    The result can be differentiated once, not twice; it has no graph if `score` gives none.
     """
     return _ScoreWithDerivative.apply(images, score, prompts, step)
 
@@ -28,13 +28,19 @@ def score_with_derivative(score: Score, images: Tensor, prompts: list[str], step
 class _ScoreWithDerivative(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, images: Tensor, score: Score, prompts: list[str], step: int) -> Tensor:
-        passes = [
-            _pass(score, images[start : start + step], prompts[start : start + step])
-            for start in range(0, len(images), step)
-        ]
-        scores, derivatives = zip(*passes, strict=True)
-        ctx.save_for_backward(torch.cat(derivatives))
-        return torch.cat(scores)
+        derivative, scores, differentiable = torch.zeros_like(images), [], False
+        for start in range(0, len(images), step):
+            rows = slice(start, start + step)
+            found, part = _pass(score, images[rows], prompts[rows])
+            scores.append(found)
+            if part is not None:
+                derivative[rows], differentiable = part, True
+        scores = torch.cat(scores)
+        if differentiable:
+            ctx.save_for_backward(derivative)
+        else:
+            ctx.mark_non_differentiable(scores)
+        return scores
 
     @staticmethod
     @once_differentiable
@@ -43,10 +49,12 @@ class _ScoreWithDerivative(torch.autograd.Function):
         return derivative * gradient.view(-1, 1, 1, 1).to(derivative.dtype), None, None, None
 
 
-def _pass(score: Score, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
-    """Scores [B] of one pass, and their derivative by its pixels."""
+def _pass(score: Score, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor | None]:
+    """Scores [B] of one pass, and their derivative by its pixels, None if they do not depend on them in autograd."""
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():
         scores = score(leaf, prompts)
-    (scaled,) = torch.autograd.grad(scores, leaf, torch.full_like(scores, GRADIENT_SCALE))
-    return scores.detach(), scaled / GRADIENT_SCALE
+    if not scores.requires_grad:
+        return scores, None
+    (scaled,) = torch.autograd.grad(scores, leaf, torch.full_like(scores, GRADIENT_SCALE), allow_unused=True)
+    return scores.detach(), None if scaled is None else scaled / GRADIENT_SCALE

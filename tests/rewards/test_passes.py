@@ -163,7 +163,7 @@ def test_a_reward_that_is_itself_trained_keeps_its_graph(images):
     assert reward.factor.grad.item() == pytest.approx(images.mean((1, 2, 3)).sum().item())
 
 
-def test_a_reward_without_gradient_is_refused_only_where_one_is_needed(images):
+def test_a_reward_without_gradient_has_no_graph(images):
     class Counting(Reward):
         name = "counting"
 
@@ -171,5 +171,20 @@ def test_a_reward_without_gradient_is_refused_only_where_one_is_needed(images):
             return torch.tensor([float(len(prompt)) for prompt in prompts])
 
     assert Counting().score(images, ["abc"]).tolist() == [3.0] * 3
-    with pytest.raises(ValueError, match=r"reward 'counting' carries no gradient with respect to the pictures"):
-        Counting().score(images.clone().requires_grad_(), ["abc"])
+    assert not Counting().score(images.clone().requires_grad_(), ["abc"]).requires_grad
+
+
+def test_a_pass_without_gradient_weighs_nothing(images):
+    class Sometimes(Reward):
+        """Differentiable for the prompt "a" only; one picture a pass."""
+
+        name = "sometimes"
+
+        def bytes_per_image(self, height, width, gradient):
+            return self.memory_budget
+
+        def _score(self, images, prompts):
+            return (images if prompts == ["a"] else images.detach()).mean((1, 2, 3))
+
+    found = gradient(Sometimes(), images, ["a", "b", "a"])
+    assert found[[0, 2]].abs().sum() > 0 and found[1].abs().sum() == 0

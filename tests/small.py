@@ -68,6 +68,9 @@ class SmallModel:
     def digest(self) -> str:
         return "5" * 64
 
+    def contents(self) -> dict[str, str]:
+        return {"denoiser": self.digest()}
+
 
 def start_of(model: SmallModel, masked: bool = False) -> NegativeEmbedding:
     """The empty prompt as an embedding; masked: attending to its first token only."""

@@ -54,6 +54,20 @@ class Watch:
         self.validations.append((record, images, prompts))
 
 
+class Told(Reward):
+    """Says one value after the other of a validation's pictures, and nothing of others."""
+
+    name = "told"
+
+    def __init__(self, values: list[float]) -> None:
+        super().__init__()
+        self.values = iter(values)
+
+    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        validation = not images.requires_grad and images.shape[-2:] == (2, 2)
+        return images.mean((1, 2, 3)) * 0 + (next(self.values) if validation else 0.0)
+
+
 def run(
     folder: Path, config: TrainConfig = WILD, model: Any = None, reward: Reward | None = None, **options: Any
 ) -> tuple[TrainResult, Watch]:
@@ -117,17 +131,8 @@ def test_a_tie_is_no_new_best_and_counts_towards_patience(tmp_path: Path) -> Non
 
 def test_a_new_best_starts_the_patience_anew(tmp_path: Path) -> None:
     """Rewards 1, 0, 2, 0, 0: with patience 2 the third validation saves the run from ending after the fourth."""
-    rewards = iter([1.0, 0.0, 2.0, 0.0, 0.0, 9.0])
-
-    class Told(Reward):
-        name = "told"
-
-        def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
-            value = 0.0 if images.requires_grad else next(rewards)
-            return images.mean((1, 2, 3)) * 0 + value
-
     config = replace(WILD, patience=2, validation_pairs=1, steps=20)
-    result, watching = run(tmp_path, config, reward=Told())
+    result, watching = run(tmp_path, config, reward=Told([1.0, 0.0, 2.0, 0.0, 0.0, 9.0]))
     assert [record["best"] for record, _, _ in watching.validations] == [True, False, True, False, False]
     assert (result.best_step, result.best_reward, result.steps, result.reason) == (6, 2.0, 12, "patience")
 
@@ -135,20 +140,9 @@ def test_a_new_best_starts_the_patience_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("drop", "best"), [(None, [True, True, True, True]), (0.25, [True, True, False, False])])
 def test_the_watched_reward_vetoes_what_falls_too_far(tmp_path: Path, drop: float | None, best: list[bool]) -> None:
     """Watched 1, 0.75, 0.7, 0.6: a drop of 0.25 is allowed, of more it is not."""
-    rewards, watched = iter([1.0, 2.0, 3.0, 4.0]), iter([1.0, 0.75, 0.7, 0.6])
-
-    class Told(Reward):
-        name = "told"
-
-        def __init__(self, values: Any) -> None:
-            super().__init__()
-            self.values = values
-
-        def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
-            return images.mean((1, 2, 3)) * 0 + (0.0 if images.requires_grad else next(self.values))
-
+    reward, watch = Told([1.0, 2.0, 3.0, 4.0]), Told([1.0, 0.75, 0.7, 0.6])
     config = replace(WILD, steps=9, validation_pairs=1, watch_drop=drop)
-    result, watching = run(tmp_path, config, reward=Told(rewards), watch=Told(watched))
+    result, watching = run(tmp_path, config, reward=reward, watch=watch)
     records = [record for record, _, _ in watching.validations]
     assert [record["best"] for record in records] == best
     assert [record["watch"] for record in records] == pytest.approx([1.0, 0.75, 0.7, 0.6])

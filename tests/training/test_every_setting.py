@@ -165,5 +165,5 @@ def test_the_size_reaches_the_pictures(tmp_path: Path) -> None:
 
     config = replace(BASE, sampling=replace(SAMPLING, size=Size(8, 12)))
     Trainer(SmallModel(), Seen(), Prompts(PROMPTS, HELD), config, tmp_path).run()
-    assert set(sizes) == {(4, 6)}
+    assert (4, 6) in sizes and (2, 2) not in sizes
     assert load_embedding(tmp_path / "negative.safetensors").sampling == config.sampling

@@ -239,7 +239,7 @@ def test_names_of_every_form_become_one() -> None:
         "jitter.steps": [3],
         "width": 64,
         "steps": 2,
-        5: "five",
+        5: "x",
     }
     assert normalised(values) == {
         "sampling": {"steps": 7, "solver": "ddim", "width": 64}, "jitter": {"steps": [3]}, "steps": 2, "5": "x",

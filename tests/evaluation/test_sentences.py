@@ -7,9 +7,7 @@ import pytest
 from reneg_core.evaluation import Evaluation, Pairs, cautions, headline
 from reneg_core.evaluation.words import about, capital, losing
 
-OWN = (
-    "The intervals speak about other prompts and other noises: every picture has a noise of its own, and all pictures "
-)
+OWN = "The intervals speak about other prompts and other noises: every picture has a noise of its own, and all"
 SENTENCES = [
     (Pairs.own(["a"], 1), "A single pair has no interval."),
     (
@@ -57,7 +55,7 @@ ONE_NOISE = (
     ("pairs", "told"),
     [
         (Pairs.own(["a"], 2), ["With a single prompt the figures say nothing about other prompts."]),
-        (Pairs.own([*map(str, range(19))], 1), [f"With 19 {FEW} them dependable."]),
+        (Pairs.own([*map(str, range(19))], 1), [f"With 19 {FEW} dependable."]),
         (Pairs.own([*map(str, range(20))], 1), []),
         (Pairs.shared([*map(str, range(20))], [3]), [ONE_NOISE]),
         (
@@ -68,7 +66,7 @@ ONE_NOISE = (
             ],
         ),
         (Pairs.shared([*map(str, range(20))], [3, 4, 5, 6, 7]), []),
-        (Pairs.shared(["a", "b"], [3]), [f"With 2 {FEW} them dependable.", ONE_NOISE]),
+        (Pairs.shared(["a", "b"], [3]), [f"With 2 {FEW} dependable.", ONE_NOISE]),
     ],
 )
 def test_what_to_be_careful_of(pairs: Pairs, told: list[str]) -> None:
@@ -134,7 +132,7 @@ def test_capitals() -> None:
 
 
 def test_a_long_list_of_noises_is_cut() -> None:
-    with pytest.raises(ValueError, match="^Got the noise seeds 1, 2, 3, 4, 5, 6, … for 'a', expected"):
+    with pytest.raises(ValueError, match=r"^Got the noise seeds 1, 2, 3, 4, 5, 6, … for 'a', expected"):
         Pairs(("a",), ((1, 2, 3, 4, 5, 6, 1),))
     with pytest.raises(ValueError, match=r"^Got the noise seeds 1, 2, 3, 4, 5, 1 for 'a', expected"):
         Pairs(("a",), ((1, 2, 3, 4, 5, 1),))

@@ -33,6 +33,12 @@ VOCABULARY = """a background bad black blue border cheap circle copy cross cyan 
 on picture purple red ring scan screen shaky square stock triangle ugly watermark white with yellow"""
 
 
+@pytest.fixture(autouse=True)
+def anew() -> None:
+    """The splits are made again and not remembered."""
+    prompts._splits.cache_clear()
+
+
 def test_captions_are_those_that_were_trained_on() -> None:
     rng = random.Random(7)
     assert [prompts.caption((1, 2, 3), quality, rng) for quality, _ in CAPTIONS] == [text for _, text in CAPTIONS]

@@ -18,39 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from .conventions import FAMILIES, describe_family, encoder_of, family_of_width
 from .model import Conditioning
 from .settings import SAMPLING_HINTS, Sampling
 
 FORMAT = "reneg-embedding"
 FORMAT_VERSION = "1"
-
-
-@dataclass(frozen=True)
-class TextFamily:
-    """A text encoder as embeddings know it: its output width, its pooled width (0 = none needed), and its models."""
-
-    width: int
-    pooled: int
-    models: str
-    published: str
-
-
-FAMILIES = {
-    "clip-l": TextFamily(768, 0, "Stable Diffusion 1.x", "sd1.4_reneg_emb.bin or sd1.5_reneg_emb.bin"),
-    "openclip-h": TextFamily(1024, 0, "Stable Diffusion 2.x, ZeroScope, VideoCrafter2", "sd2.1_reneg_emb.bin"),
-    "sdxl": TextFamily(2048, 1280, "Stable Diffusion XL", "none; train one"),
-    "t5-xxl": TextFamily(4096, 0, "PixArt, LTX-Video and other T5-v1.1-xxl models", "pixart-alpha_reneg_emb.bin"),
-}
-
-
-def family_of_width(width: int) -> str:
-    """The text-encoder family with output width ``width``; other encoders are named by their width."""
-    return next((name for name, family in FAMILIES.items() if family.width == width), f"width-{width}")
-
-
-def describe_family(name: str) -> str:
-    """A family with its models in words, for messages."""
-    return f"{name} ({FAMILIES[name].models})" if name in FAMILIES else name
 
 
 @dataclass(frozen=True)
@@ -150,11 +123,13 @@ class NegativeEmbedding:
 
     def require(self, family: str, width: int, max_tokens: int | None = None) -> None:
         """Refuse a model this embedding was not made for (ValueError naming both sides and the file that fits)."""
-        if self.family != family or self.width != width:
-            fit = FAMILIES[family].published if family in FAMILIES else "one trained for this model"
+        self._require_encoder(family, width)
+        pooled, own = FAMILIES[family].pooled if family in FAMILIES else 0, self.pooled
+        if pooled and (own is None or own.shape[1] != pooled):
+            got = "no pooled vector" if own is None else f"a pooled vector of width {own.shape[1]}"
             raise ValueError(
-                f"Got an embedding for the text encoder {describe_family(self.family)}, width {self.width}; this model "
-                f"uses {describe_family(family)}, width {width}. Try an embedding of that family (published: {fit})."
+                f"Got an embedding with {got}; {describe_family(family)} reads one of width {pooled}. "
+                "Try an embedding trained with this model."
             )
         if max_tokens and self.length > max_tokens:
             raise ValueError(
@@ -162,9 +137,17 @@ class NegativeEmbedding:
                 "Try an embedding trained with this model."
             )
 
+    def _require_encoder(self, family: str, width: int) -> None:
+        if self.width != width or encoder_of(self.family) != encoder_of(family):
+            fit = FAMILIES[family].published if family in FAMILIES else "one trained for this model"
+            raise ValueError(
+                f"Got an embedding for the text encoder {describe_family(self.family)}, width {self.width}; this model "
+                f"uses {describe_family(family)}, width {width}. Try an embedding of that family (published: {fit})."
+            )
+
     def blend(self, other: "NegativeEmbedding", weight: float) -> "NegativeEmbedding":
         """``(1 - weight) * self + weight * other``; weight 0 is this one, 1 the other. Shapes and family must agree."""
-        other.require(self.family, self.width)
+        other._require_encoder(self.family, self.width)
         if other.length != self.length:
             raise ValueError(f"Got embeddings of {self.length} and {other.length} tokens, expected equal lengths.")
         if not _same_mask(self.mask, other.mask):
@@ -193,7 +176,7 @@ class NegativeEmbedding:
 
     def compare(self, other: "NegativeEmbedding") -> dict[str, Any]:
         """Norms of both, distance, overall cosine and cosine per token (list of L numbers in [-1,1])."""
-        other.require(self.family, self.width)
+        other._require_encoder(self.family, self.width)
         if other.length != self.length:
             raise ValueError(f"Got embeddings of {self.length} and {other.length} tokens, expected equal lengths.")
         a, b = self.tokens[0].double(), other.tokens[0].double()

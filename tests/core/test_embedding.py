@@ -194,7 +194,7 @@ def test_a_sampling_that_cannot_be_is_one_clear_sentence(tmp_path: Path, recorde
 
 
 def test_settings_of_a_newer_version_are_left_out() -> None:
-    recorded = {**Sampling(steps=12).to_mapping(), "frames": 49}
+    recorded = {**Sampling(steps=12).to_mapping(), "tiles": 4}
     assert random(provenance=Provenance(sampling=recorded)).sampling == Sampling(steps=12)
 
 

@@ -165,11 +165,13 @@ class NegativeEmbedding:
     def toward_null(self, null: Conditioning, strength: float) -> "NegativeEmbedding":
         """``null + strength * (self - null)``: 0 is the empty prompt, 1 this embedding, above 1 exaggerates.
 
-        null: the model's encoding of the empty prompt, tokens ``[1,L,D]``; without a mask it attends to all of them.
+        null: the model's encoding of the empty prompt, tokens ``[1,L,D]``. Where this embedding attends to all of its
+        tokens, so does the empty prompt, padding included: that is where training began.
         Errors: ValueError where the two differ in length, in what they attend to, or in having a pooled vector.
         """
-        everywhere = torch.ones(null.tokens.shape[:2]) if null.mask is None else null.mask
-        base = NegativeEmbedding(null.tokens, self.family, None if self.mask is None else everywhere, null.pooled)
+        everywhere = null.mask is None or (self.mask is not None and bool(self.mask.all()))
+        mask = torch.ones(null.tokens.shape[:2]) if everywhere else null.mask
+        base = NegativeEmbedding(null.tokens, self.family, None if self.mask is None else mask, null.pooled)
         blended = base.blend(self, strength)
         notes = {**self.provenance.notes, "strength": strength}
         return replace(blended, provenance=replace(self.provenance, notes=notes))

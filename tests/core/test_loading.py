@@ -117,8 +117,8 @@ def test_stable_diffusion_3_may_lack_t5() -> None:
 def test_what_the_denoiser_does_not_read_or_lacks_is_refused() -> None:
     sdxl, flow = wrap(build("sdxl"), "mine"), wrap(build("sd3"), "mine")
     for model, change, message in (
-        (sdxl, {"pooled": None}, "Got no pooled vector, but mine reads one of width 24. Try an embedding"),
-        (sdxl, {"pooled": torch.ones(1, 8)}, "Got a pooled vector of width 8, but mine reads one of width 24"),
+        (sdxl, {"pooled": None}, "Got no pooled vector, but mine reads one of width 16. Try an embedding"),
+        (sdxl, {"pooled": torch.ones(1, 8)}, "Got a pooled vector of width 8, but mine reads one of width 16"),
         (flow, {"mask": torch.arange(40)[None] < 30}, "Got a mask that hides 10 tokens, which mine does not read"),
     ):
         with pytest.raises(ValueError, match=message):

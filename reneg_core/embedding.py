@@ -124,13 +124,6 @@ class NegativeEmbedding:
     def require(self, family: str, width: int, max_tokens: int | None = None) -> None:
         """Refuse a model this embedding was not made for (ValueError naming both sides and the file that fits)."""
         self._require_encoder(family, width)
-        pooled, own = FAMILIES[family].pooled if family in FAMILIES else 0, self.pooled
-        if pooled and (own is None or own.shape[1] != pooled):
-            got = "no pooled vector" if own is None else f"a pooled vector of width {own.shape[1]}"
-            raise ValueError(
-                f"Got an embedding with {got}; {describe_family(family)} reads one of width {pooled}. "
-                "Try an embedding trained with this model."
-            )
         if max_tokens and self.length > max_tokens:
             raise ValueError(
                 f"Got an embedding of {self.length} tokens, this model takes at most {max_tokens}. "

@@ -46,7 +46,7 @@ class Flux(DiffusersModel):
     def _predict(self, x: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         output = self.network(
             hidden_states=packed(x),
-            timestep=(timestep / 1000).to(x.dtype),
+            timestep=timestep.to(x.dtype) / 1000,
             encoder_hidden_states=conditioning.tokens,
             txt_ids=torch.zeros(conditioning.tokens.shape[1], 3, dtype=x.dtype, device=x.device),
             img_ids=positions(x),

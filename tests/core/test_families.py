@@ -53,3 +53,25 @@ def test_recomputing_activations_leaves_the_gradient_as_it_is(family: DiffusersM
         assert gradient_error(family, "tokens", 2) <= 0.02
     finally:
         family.checkpointing(False)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "length"),
+    [
+        ("pixart", "tokenizer", 120),
+        ("pixart_sigma", "tokenizer", 300),
+        ("sd3", "tokenizer_3", 16 + 256),
+        ("flux", "tokenizer_2", 512),
+        ("chroma", "tokenizer", 512),
+    ],
+)
+def test_prompts_are_padded_to_the_conventions_length(name: str, tokenizer: str, length: int) -> None:
+    """With a tokenizer as long as published ones; the small CLIP tokenizer of SD3 keeps its 16."""
+    built = build(name)
+    getattr(built, tokenizer).model_max_length = 512
+    assert wrap(built, name).encode(["fox"]).tokens.shape[1] == length
+
+
+def test_a_vae_that_overflows_in_half_precision_is_kept_in_single() -> None:
+    half = wrap(build("sdxl").to(torch.float16), "half")
+    assert half.dtype == torch.float16 and half.pipeline.vae.dtype == torch.float32

@@ -22,6 +22,7 @@ DOCUMENTS = (
     "docs/recipes.md",
     "docs/benchmarks.md",
     "docs/evaluation.md",
+    "docs/models.md",
     "reneg_core/tiny/README.md",
 )
 MARK = re.compile(r"<!--=([^>]*?)-->(.*?)<!--/-->", re.DOTALL)
@@ -330,16 +331,26 @@ def originals_table() -> str:
                 f"{found['largest_score_difference']:.1e}",
             ]
         )
-    head = [
-        "reward",
-        "original, s a call",
-        "ours",
-        "throughput",
-        "original, peak GiB",
-        "ours",
-        "largest score difference",
-    ]
-    return _table(head, rows)
+    head = ["reward", "original, s a call", "ours", "throughput", "original, peak GiB", "ours"]
+    return _table([*head, "largest score difference"], rows)
+
+
+@figure
+def families_table() -> str:
+    """Every model family's small pipeline: its pictures, gradients and training."""
+    rows = []
+    for one in results("families")["families"].values():
+        gradients = [f"{part} {max(errors):.1e}" for part, errors in one["gradient_error"].items()]
+        reward = one["training"]
+        rows.append(
+            [
+                f"{one['label']}, {one['scheduler']}",
+                f"{max(one['picture_difference'].values()):.1e}",
+                ", ".join(gradients),
+                f"{reward['before']:.4f} to {reward['after']:.4f}",
+            ]
+        )
+    return _table(["family and its scheduler", "pixels", "gradient", "reward before and after"], rows)
 
 
 def rendered(text: str) -> str:

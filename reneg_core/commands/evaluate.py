@@ -274,7 +274,7 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _score_pictures(args: argparse.Namespace) -> int:
-    from ..backends.diffusers import pick_device
+    from ..backends.devices import pick_device
 
     jobs = picture_jobs(args.protocol, args.from_pictures, args.prompts, args.limit)
     prepare_folder(args.output)

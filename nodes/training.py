@@ -152,8 +152,8 @@ class TrainEmbedding(io.ComfyNode):
         texts = split_prompts(prompt_list(prompts, prompt_file), prompt_list(validation_prompts, files.NOTHING))
         folder, button = files.run_folder(run_name), StopButton()
         observer = NodeObserver(options["steps"], button, cls.hidden.unique_id)
-        with torch.inference_mode(False):
-            host = host_model(model, clip, vae, joined(reward, watched_reward), options, button.leave_step)
+        with torch.inference_mode(False), button:
+            host = host_model(model, clip, vae, joined(reward, watched_reward), options, button.leaving)
             config = TrainConfig(
                 **rollout_settings(options),
                 jitter=jitter_of(options),
@@ -281,9 +281,9 @@ class AdaptEmbedding(io.ComfyNode):
     ) -> io.NodeOutput:
         seeds, button = [seed + i for i in range(pictures)], StopButton()
         progress = Progress(pictures)
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), button:
             config = AdaptConfig(**rollout_settings(options))
-            host = host_model(model, clip, vae, reward, options, lambda: None)
+            host = host_model(model, clip, vae, reward, options, button.taken)
             result = adapt(
                 host,
                 reward.reward,

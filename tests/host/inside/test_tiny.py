@@ -1,0 +1,100 @@
+"""The embedded world through the host's own classes: it is the core's, stock nodes work on it, and what is learned on
+it is really better."""
+
+from typing import Any
+
+import latent_preview
+import numpy as np
+import pytest
+import torch
+from reneg_pack.nodes.host.model import HostModel
+from reneg_pack.nodes.host.text import encode
+from reneg_pack.nodes.layout import to_bchw
+from reneg_pack.nodes.tiny import LoadTinyWorld
+
+import nodes
+from reneg_core.guidance import Guidance
+from reneg_core.sampling import Sampling, Size, sample
+from reneg_core.tiny import HANDWRITTEN_NEGATIVE, measure
+from reneg_core.tiny import test_prompts as held_out_prompts
+
+PROMPTS = held_out_prompts()[:4]
+SAMPLING = Sampling("dpmpp_2m", 10, "karras", Guidance(3.0), Size(32, 32))
+
+
+@pytest.fixture(scope="module")
+def world() -> dict[str, Any]:
+    """What the node gives, by name."""
+    with torch.inference_mode():
+        return dict(zip(("model", "clip", "vae", "latent"), LoadTinyWorld.execute(len(PROMPTS)).args, strict=True))
+
+
+@pytest.fixture(scope="module")
+def core() -> Any:
+    from reneg_core.backends.diffusers import load_model
+
+    with torch.inference_mode(False):
+        return load_model("tiny", device="cpu", dtype="fp32")
+
+
+def drawn(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise of four seeds and the pictures made of it."""
+    with torch.inference_mode(False), torch.no_grad():
+
+        def work(inside: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            negative = inside.encode([HANDWRITTEN_NEGATIVE]).expand(len(PROMPTS))
+            noise = inside.noise(range(len(PROMPTS)), SAMPLING.size)
+            return noise, inside.decode(sample(inside, inside.encode(PROMPTS), negative, noise, SAMPLING))
+
+        return model.run(work)
+
+
+def test_its_pictures_are_those_of_the_core(world, core) -> None:
+    host = HostModel(world["model"], world["clip"], world["vae"], scheduler="karras", size=SAMPLING.size)
+    assert host.family == core.family and host.width == core.width
+    for prompt in ("", *PROMPTS, HANDWRITTEN_NEGATIVE):
+        assert (encode(world["clip"], prompt)[0].tokens - core.encode([prompt]).tokens).abs().max() < 1e-5
+    (noise, pictures), (same, wanted) = drawn(host), drawn(core)
+    assert torch.equal(noise, same)
+    assert (pictures - wanted).abs().max() < 1e-4
+    assert wanted.std() > 0.1
+
+
+def rendered(world: dict[str, Any], prompt: str, negative: list, latent: dict, seed: int = 0) -> torch.Tensor:
+    """IMAGE of the stock KSampler and VAE Decode."""
+    positive = encoded(world, prompt)
+    settings = (seed, SAMPLING.steps, SAMPLING.guidance.scale, "dpmpp_2m", "karras")
+    found = nodes.KSampler().sample(world["model"], *settings, positive, negative, latent)[0]
+    return nodes.VAEDecode().decode(world["vae"], found)[0]
+
+
+def test_stock_nodes_work_on_it(world) -> None:
+    pictures = rendered(world, PROMPTS[0], encoded(world, ""), world["latent"])
+    assert pictures.shape == (len(PROMPTS), 32, 32, 3)
+    assert measure(to_bchw(pictures), [PROMPTS[0]]).mean() > 0.7, "it shows what the prompt says"
+    back = nodes.VAEEncode().encode(world["vae"], pictures)[0]["samples"]
+    assert back.shape == world["latent"]["samples"].shape
+    again = nodes.VAEDecode().decode(world["vae"], {"samples": back})[0]
+    assert (again - pictures).abs().mean() < 0.03
+
+
+def test_the_stock_empty_latent_gets_its_channels(world) -> None:
+    """Older hosts think of eight pixels a latent, so that the size is half of what is said; channels always fit."""
+    empty = nodes.EmptyLatentImage().generate(64, 64, 1)[0]
+    pictures = rendered(world, PROMPTS[0], encoded(world, ""), empty)
+    assert pictures.shape[0] == 1 and pictures.shape[1] in (32, 64)
+
+
+def test_a_sampler_can_preview_it(world) -> None:
+    pictures = rendered(world, PROMPTS[0], encoded(world, ""), world["latent"])
+    latents = world["model"].model.process_latent_in(world["vae"].encode(pictures[:1]))
+    colours = world["model"].model.latent_format
+    previewer = latent_preview.Latent2RGBPreviewer(colours.latent_rgb_factors, colours.latent_rgb_factors_bias)
+    shown = torch.from_numpy(np.array(previewer.decode_latent_to_preview(latents))).movedim(-1, 0) / 255
+    small = torch.nn.functional.interpolate(pictures[:1].movedim(-1, 1), (8, 8), mode="area")[0]
+    assert (shown - small).abs().mean() < 0.15
+    assert torch.corrcoef(torch.stack([shown.flatten(), small.flatten()]))[0, 1] > 0.8
+
+
+def encoded(world: dict[str, Any], text: str) -> list:
+    return nodes.CLIPTextEncode().encode(world["clip"], text)[0]

@@ -92,16 +92,9 @@ def gain(first: str, second: str, seed: str = "0") -> str:
 
 
 @figure
-def first_reward_gain() -> str:
-    """The claim with an earlier reward."""
-    found = results("claim_first_reward")["runs"][0]["against"]["embedding>best_text"]
-    return _signed(found["difference"], found["interval"])
-
-
-@figure
-def scale_by_reward(seed: str) -> str:
-    """The claim when the reward chose the learned negative's guidance scale."""
-    found = results("claim_scale_by_reward")["runs"][int(seed)]["against"]["embedding>best_text"]
+def attempt(name: str, seed: str = "0") -> str:
+    """Learned against the strongest text in an earlier attempt at the claim."""
+    found = results(name)["runs"][int(seed)]["against"]["embedding>best_text"]
     return f"{_signed(found['difference'], found['interval'])}, {found['wins']:.0%} of the pairs"
 
 
@@ -145,6 +138,15 @@ def rival(name: str) -> str:
 
 
 @figure
+def learning_rollouts() -> str:
+    """Trajectories that one training of the demo samples."""
+    from reneg_core.training.run_config import load_run_config
+
+    config = load_run_config("demo").train_config()
+    return str(config.steps * config.batch_size)
+
+
+@figure
 def rival_table(count: str = "8") -> str:
     """The finalists of the search, and the empty prompt and plain words at their best scales."""
     found = results("rival")
@@ -176,38 +178,36 @@ def samplers_table() -> str:
 
 @figure
 def recipes_table() -> str:
-    """Every recipe, a mean over its seeds with the smallest and largest."""
-    rows = []
+    """Every recipe, a mean over its seeds with the smallest and largest, and beside ours."""
+    beside, rows = results("recipes")["beside"], []
     for name, entry in results("recipes")["recipes"].items():
         runs = list(entry["runs"].values())
-        against = [run["against"]["best_text"] for run in runs]
         seconds = f"{sum(run['seconds'] for run in runs) / len(runs):.0f}"
-        reward = _spread([run["means"]["learned"]["reward"] for run in runs], 2)
-        measured = _spread([run["means"]["learned"][MEASURE] for run in runs], 3)
-        above = _spread([one["difference"] for one in against], 3, "+")
-        rows.append(
-            [name, seconds, reward, measured, above, f"{sum(a['interval'][0] > 0 for a in against)} of {len(runs)}"]
-        )
-    head = ["recipe", "seconds", "reward", "independent measure", "above the strongest text", "significantly"]
+        reward = _spread([run["reward"] for run in runs], 2)
+        measured = _spread([run[MEASURE] for run in runs], 3)
+        less = [_signed(one[0], one[1:]) for one in (beside[name]["ours"], beside[name]["best_text"])]
+        rows.append([name, seconds, reward, measured, *(less if name != "ours" else ["", less[1]])])
+    head = [
+        "recipe",
+        "seconds",
+        "reward",
+        "independent measure",
+        "less that of ours",
+        "less that of the strongest text",
+    ]
     return _table(head, rows)
 
 
-def _spread(values: list[float], places: int, sign: str = "") -> str:
-    low, mean, high = (f"{value:{sign}.{places}f}" for value in (min(values), sum(values) / len(values), max(values)))
+def _spread(values: list[float], places: int) -> str:
+    low, mean, high = (f"{value:.{places}f}" for value in (min(values), sum(values) / len(values), max(values)))
     return f"{mean} ({low} to {high})"
 
 
 @figure
 def recipe(name: str, key: str) -> str:
-    """Mean over a recipe's seeds: seconds, reward, measure, gain."""
+    """Mean over a recipe's seeds: seconds, reward, measure."""
     runs = list(results("recipes")["recipes"][name]["runs"].values())
-    find = {
-        "seconds": lambda run: run["seconds"],
-        "reward": lambda run: run["means"]["learned"]["reward"],
-        "measure": lambda run: run["means"]["learned"][MEASURE],
-        "gain": lambda run: run["against"]["best_text"]["difference"],
-    }[key]
-    value = sum(map(find, runs)) / len(runs)
+    value = sum(run[MEASURE if key == "measure" else key] for run in runs) / len(runs)
     return f"{value:.0f}" if key == "seconds" else f"{value:.3f}"
 
 

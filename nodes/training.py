@@ -126,12 +126,12 @@ class TrainEmbedding(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, run_name: str, **others: Any) -> str:
-        """A run that was stopped or removed is not served from the host's cache."""
+        """A run that was stopped or removed is not served from the host's cache; one that stands where it stood is."""
         try:
             newest = max((files.run_folder(run_name) / "checkpoints").glob("step-*.safetensors"), default=None)
         except (ValueError, OSError, TypeError):
             newest = None
-        return f"{run_name} {newest.name} {newest.stat().st_mtime_ns}" if newest else str(run_name)
+        return f"{run_name} {newest.name}" if newest else str(run_name)
 
     @classmethod
     def execute(
@@ -151,7 +151,7 @@ class TrainEmbedding(io.ComfyNode):
         require_plots()
         texts = split_prompts(prompt_list(prompts, prompt_file), prompt_list(validation_prompts, files.NOTHING))
         folder, button = files.run_folder(run_name), StopButton()
-        observer = NodeObserver(options["steps"], button, cls.hidden.unique_id)
+        observer = NodeObserver(options["steps"], button, cls.hidden.unique_id, folder)
         with torch.inference_mode(False), button:
             host = host_model(model, clip, vae, joined(reward, watched_reward), options, button.leaving)
             config = TrainConfig(

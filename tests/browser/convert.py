@@ -17,6 +17,10 @@ WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 PUBLISHED = "The embeddings are at huggingface.co/XiaominDLUT/ReNeg; put them into models/reneg."
 REWARD = "The reward's weights belong into models/reward_models; nothing is downloaded by itself."
 NOTES = {
+    "0_learn_a_negative_in_two_minutes": "## Learn a negative in two minutes\n\nPress Run. Nothing is needed: the "
+    "model and its reward come with this pack. The training node shows pictures of the start over pictures of now and "
+    "the reward's curve; then the empty prompt, the words one would write and what was learned stand side by side, on "
+    "prompts that no training saw.",
     "1_use_embedding_sd15": f"## A learned negative with SD 1.5\n\nNo negative prompt is needed. {PUBLISHED}",
     "2_handcrafted_against_reneg": "## Side by side\n\nThe same seed with a handcrafted negative and with ReNeg, both "
     f"with the stock KSampler. {PUBLISHED}",
@@ -106,12 +110,18 @@ def tidy(value: Any) -> Any:
     return value
 
 
-def convert(page: ComfyPage, name: str) -> None:
-    graph = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+def arranged(page: ComfyPage, graph: dict[str, Any], name: str) -> dict[str, Any]:
+    """A graph in API format as the page's workflow, in columns."""
     page.page.evaluate("([graph, name]) => app.loadApiJson(graph, name)", [graph, name])
     page.page.wait_for_timeout(1200)
     workflow = json.loads(page.page.evaluate("JSON.stringify(app.graph.serialize())"))
     lay_out(workflow, graph)
+    return workflow
+
+
+def convert(page: ComfyPage, name: str) -> None:
+    graph = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    workflow = arranged(page, graph, name)
     note(workflow, NOTES[name])
     workflow["extra"] = {}
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))

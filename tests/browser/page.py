@@ -14,6 +14,8 @@ SETTINGS = {
     "Comfy.Minimap.Visible": False,
     "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.1,
 }
+NODES_2 = "Comfy.VueNodes.Enabled"
+FIRST_WITH_NODES_2 = (1, 33)
 
 
 def chromium() -> str | None:
@@ -40,11 +42,15 @@ class ComfyPage:
         self.page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [workflow, name])
         self.page.wait_for_timeout(800)
 
+    def version(self) -> tuple[int, ...]:
+        """The page's version: major and minor."""
+        return tuple(map(int, self.page.evaluate("window.__COMFYUI_FRONTEND_VERSION__").split(".")[:2]))
+
     def missing(self) -> list[str]:
-        """Types of nodes the page does not know, and nodes that it marks as faulty."""
+        """Types of nodes the page does not know. (``has_errors`` says too little: newer pages also set it where a model
+        file is missing.)"""
         return self.page.evaluate(
-            "app.graph._nodes.filter(n => !(n.type in LiteGraph.registered_node_types) || n.has_errors)"
-            ".map(n => n.type)"
+            "app.graph._nodes.filter(n => !(n.type in LiteGraph.registered_node_types)).map(n => n.type)"
         )
 
     def alerts(self) -> list[str]:
@@ -73,11 +79,11 @@ class ComfyPage:
 
 
 @contextmanager
-def open_page(url: str, width: int = 1600, height: int = 1000) -> Iterator[ComfyPage]:
-    """ComfyUI's page at ``url``, without the first-start dialog."""
+def open_page(url: str, width: int = 1600, height: int = 1000, *, nodes_2: bool = False) -> Iterator[ComfyPage]:
+    """ComfyUI's page at ``url``, without the first-start dialog; its nodes drawn on the canvas or as Nodes 2.0."""
     from playwright.sync_api import sync_playwright
 
-    body = json.dumps(SETTINGS).encode()
+    body = json.dumps({**SETTINGS, NODES_2: nodes_2}).encode()
     urllib.request.urlopen(urllib.request.Request(f"{url}/api/settings", body)).read()
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])

@@ -91,7 +91,7 @@ def latent() -> dict[str, Any]:
     return {"samples": torch.zeros(2, 4, 8, 8)}
 
 
-@pytest.fixture()
+@pytest.fixture(scope="session")
 def call() -> Callable[..., Any]:
     """``call(NodeClass, **inputs)`` runs a node as the host's executor does."""
     from comfy_api.internal import make_locked_method_func

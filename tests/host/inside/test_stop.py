@@ -66,7 +66,12 @@ def test_stop_keeps_the_best_and_the_run_goes_on_later(call, parts, monkeypatch)
     whole = call(TrainEmbedding, **inputs, run_name="test_whole")
     assert json.loads(resumed[4])["steps"] == 6
     assert torch.equal(resumed[1].tokens, whole[1].tokens)
-    assert TrainEmbedding.fingerprint_inputs(run_name="test_stop") != first
+    assert (resumed[3] - whole[3]).abs().max() < 0.01, "the pictures of the start are those of step 0"
+    done = TrainEmbedding.fingerprint_inputs(run_name="test_stop")
+    assert done != first
+    again = call(TrainEmbedding, **inputs, run_name="test_stop")
+    assert (again[3] - whole[3]).abs().max() < 0.01, "a run with nothing left to do shows what it found"
+    assert TrainEmbedding.fingerprint_inputs(run_name="test_stop") == done, "and is cached from then on"
 
 
 class Pressing:

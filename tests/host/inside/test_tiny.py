@@ -1,21 +1,25 @@
 """The embedded world through the host's own classes: it is the core's, stock nodes work on it, and what is learned on
 it is really better."""
 
+import json
 from typing import Any
 
 import latent_preview
 import numpy as np
 import pytest
 import torch
+from reneg_pack.nodes.compare import CompareNegatives
+from reneg_pack.nodes.host import rewards
 from reneg_pack.nodes.host.model import HostModel
 from reneg_pack.nodes.host.text import encode
 from reneg_pack.nodes.layout import to_bchw
 from reneg_pack.nodes.tiny import LoadTinyWorld
+from reneg_pack.nodes.training import TrainEmbedding
 
 import nodes
 from reneg_core.guidance import Guidance
 from reneg_core.sampling import Sampling, Size, sample
-from reneg_core.tiny import HANDWRITTEN_NEGATIVE, measure
+from reneg_core.tiny import HANDWRITTEN_NEGATIVE, measure, train_prompts, validation_prompts
 from reneg_core.tiny import test_prompts as held_out_prompts
 
 PROMPTS = held_out_prompts()[:4]
@@ -98,3 +102,47 @@ def test_a_sampler_can_preview_it(world) -> None:
 
 def encoded(world: dict[str, Any], text: str) -> list:
     return nodes.CLIPTextEncode().encode(world["clip"], text)[0]
+
+
+@pytest.fixture(scope="module")
+def learned(call, world) -> Any:
+    """A negative learned by the training node in seconds, from the empty prompt."""
+    options = {
+        **{"width": 32, "height": 32, "sampling_steps": 10, "cfg": 3.0, "scheduler": "karras", "solver": "dpmpp_2m"},
+        **{"learning_rate": 0.03, "points": 1, "last_steps": 10, "through": 0, "checkpointing": False},
+        **{"steps": 30, "batch_size": 16, "micro_batch": 16, "seed": 0, "validate_every": 10, "validation_pairs": 24},
+        **{"patience": 0, "norm_limit": 0.0, "prompts": "\n".join(train_prompts()), "prompt_file": "none"},
+        **{"validation_prompts": "\n".join(validation_prompts()), "run_name": "test_quality"},
+    }
+    parts = {name: world[name] for name in ("model", "clip", "vae")}
+    with torch.inference_mode():
+        return call(TrainEmbedding, **parts, reward=rewards.load("tiny", None, torch.float32), **options)
+
+
+def test_what_is_learned_is_better_by_reward_and_by_the_independent_measure(world, learned) -> None:
+    """On prompts that nothing was trained on, through the stock sampler: not only other pictures, but better ones."""
+    report = json.loads(learned[4])
+    assert report["reason"] == "done" and report["best_reward"] > report["start_reward"] + 0.1
+    judge, found = rewards.load("tiny", None, torch.float32).load(), {}
+    for name, negative in (("empty", encoded(world, "")), ("learned", learned[0])):
+        batches = [
+            (to_bchw(rendered(world, prompt, negative, {"samples": torch.zeros(8, 12, 8, 8)}, seed)), [prompt] * 8)
+            for seed, prompt in enumerate(held_out_prompts()[::6])
+        ]
+        found[name] = [
+            torch.cat([score(images, prompts) for images, prompts in batches]).mean().item()
+            for score in (judge.score, measure)
+        ]
+    assert found["learned"][0] > found["empty"][0] + 0.1, found
+    assert found["learned"][1] > found["empty"][1] + 0.01, found
+
+
+def test_the_comparison_says_which_negative_is_better(call, world, learned) -> None:
+    options = {"width": 32, "height": 32, "sampling_steps": 10, "cfg": 3.0, "scheduler": "karras", "solver": "dpmpp_2m"}
+    options |= {"prompts": "\n".join(PROMPTS), "seeds": 6, "first_seed": 0, "adapted": False, "micro_batch": 24}
+    parts = {name: world[name] for name in ("model", "clip", "vae")}
+    tiny = rewards.load("tiny", None, torch.float32)
+    out = call(CompareNegatives, **parts, **options, reward=tiny, embedding=learned[1])
+    report = json.loads(out[2])
+    assert report["embedding"]["tiny_mean"] > report["none"]["tiny_mean"] + 0.1
+    assert out[0].shape[2] > 2 * 96, "small pictures are enlarged"

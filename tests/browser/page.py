@@ -27,8 +27,8 @@ def chromium() -> str | None:
 class ComfyPage:
     """A page with the errors it reported."""
 
-    def __init__(self, page: Any, url: str) -> None:
-        self.page, self.url, self.errors = page, url, []
+    def __init__(self, page: Any, url: str, drawing: str = "classic") -> None:
+        self.page, self.url, self.drawing, self.errors = page, url, drawing, []
         page.on("pageerror", lambda error: self.errors.append(f"{error.message}\n{error.stack}"))
         page.on("console", self._console)
         page.on("response", self._response)
@@ -52,6 +52,22 @@ class ComfyPage:
         return self.page.evaluate(
             "app.graph._nodes.filter(n => !(n.type in LiteGraph.registered_node_types)).map(n => n.type)"
         )
+
+    def shown(self, kind: str) -> int:
+        """How many pictures the nodes of a kind show, on the canvas or in Nodes 2.0's elements."""
+        return self.page.evaluate(
+            "kind => app.graph._nodes.filter(n => n.type == kind).map(n => Math.max(n.imgs?.length ?? 0,"
+            ' document.querySelectorAll(`[data-node-id="${n.id}"] img`).length)).reduce((a, b) => a + b, 0)',
+            kind,
+        )
+
+    def wait_shown(self, kind: str, least: int = 1) -> None:
+        """Wait until the nodes of a kind show so many pictures."""
+        for _ in range(300):
+            if self.shown(kind) >= least:
+                return
+            self.page.wait_for_timeout(100)
+        raise TimeoutError(f"{kind} shows {self.shown(kind)} pictures, expected at least {least}")
 
     def alerts(self) -> list[str]:
         """Warnings that the page shows about the workflow; they are closed."""
@@ -89,7 +105,8 @@ def open_page(url: str, width: int = 1600, height: int = 1000, *, nodes_2: bool 
         browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
         sharpness = 2 if os.environ.get("RENEG_SCREENSHOTS") else 1  # pixels per pixel: kept pictures stay legible
         viewport = {"width": width, "height": height}
-        page = ComfyPage(browser.new_page(viewport=viewport, device_scale_factor=sharpness), url)
+        fresh = browser.new_page(viewport=viewport, device_scale_factor=sharpness)
+        page = ComfyPage(fresh, url, "nodes2" if nodes_2 else "classic")
         try:
             page.open()
             yield page

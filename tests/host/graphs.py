@@ -62,6 +62,7 @@ TINY = {
     "scheduler": "karras",
     "reward_name": "tiny",
     "prompt": "a red circle on a blue background",
+    "text": "a red circle on a blue background",
 }
 
 
@@ -104,7 +105,12 @@ def prepare(base: Path) -> None:
     from PIL import Image
 
     from reneg_core import NegativeEmbedding
+    from reneg_core.backends.diffusers import load_model
+    from reneg_core.tiny import HANDWRITTEN_NEGATIVE
 
+    world = load_model("tiny", device="cpu")
+    words = NegativeEmbedding(world.encode([HANDWRITTEN_NEGATIVE]).tokens, world.family)
+    words.save(base / "models" / "reneg" / "words.safetensors", overwrite=True)
     generator = torch.Generator().manual_seed(11)
     for name, width in (("test", 768), ("test21", 1024)):
         embedding = NegativeEmbedding(torch.randn(1, 77, width, generator=generator))

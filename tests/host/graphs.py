@@ -52,6 +52,7 @@ def small(name: str, training: dict[str, Any] | None = None, **changes: Any) -> 
     return graph
 
 
+SCENE, WORDS = "a red circle on a blue background", "watermark, border, lines, double"
 TINY = {
     "width": 32,
     "height": 32,
@@ -60,23 +61,28 @@ TINY = {
     "sampler_name": "dpmpp_2m",
     "solver": "dpmpp_2m",
     "scheduler": "karras",
-    "reward_name": "tiny",
-    "prompt": "a red circle on a blue background",
-    "text": "a red circle on a blue background",
+    "micro_batch": 16,
+    "embedding_name": "words.safetensors",
+    "prompt": SCENE,
+    "prompts": f"{SCENE}\na yellow diamond on a cyan background\na green ring on a white background",
 }
 
 
 def tiny(name: str, **changes: Any) -> dict[str, dict[str, Any]]:
-    """An example workflow on the embedded tiny world, which draws real pictures, as it is sampled best.
+    """An example workflow on the embedded tiny world, which draws real pictures, as that is sampled best.
 
     changes: inputs of every node that has them.
     """
-    graph = json.loads((API / f"{name}.json").read_text())
-    [loader] = [key for key, node in graph.items() if "ckpt_name" in node["inputs"]]
+    graph, rewards = json.loads((API / f"{name}.json").read_text()), iter(["tiny", "sharpness"])
+    [loader] = [key for key, node in graph.items() if node["class_type"] == "CheckpointLoaderSimple"]
     graph[loader] = {"class_type": "ReNegLoadTinyWorld", "inputs": {"pictures": changes.get("batch_size", 1)}}
     empty = [key for key, node in graph.items() if node["class_type"] == "EmptyLatentImage"]
     for node in graph.values():
         inputs = node["inputs"]
+        if "text" in inputs:
+            inputs["text"] = WORDS if inputs["text"].startswith("blurry") else SCENE
+        if "reward_name" in inputs:
+            inputs["reward_name"] = next(rewards)
         inputs |= {k: v for k, v in {**TINY, **changes}.items() if k in inputs and not isinstance(inputs[k], list)}
         inputs |= {k: [loader, 3] for k, v in inputs.items() if isinstance(v, list) and v[0] in empty}
     return {key: node for key, node in graph.items() if key not in empty}

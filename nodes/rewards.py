@@ -10,6 +10,7 @@ from torch import Tensor
 
 from reneg_core.evaluation.pictures import enlarge
 from reneg_core.rewards import ScoreDetails, available_rewards
+from reneg_core.rewards.precision import PRECISIONS
 
 from .host import files, rewards
 from .host.feedback import say
@@ -18,7 +19,6 @@ from .layout import image_to_pil, pil_to_image, to_bchw
 from .sampling import not_in
 from .schema import Reward, advanced, schema
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AUTOMATIC = "automatic"
 LEAST_WIDTH = 128
 PROMPT_TIP = "What the pictures should show. Aesthetic rewards ignore it."

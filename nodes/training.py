@@ -22,7 +22,7 @@ from .inputs import model_inputs, prompt_list, reach_inputs, rollout_inputs, var
 from .layout import pil_to_image, suited, to_bhwc, to_host
 from .schema import Embedding, Reward, advanced, schema
 from .settings import check_levels, host_model, jitter_of, rollout_settings
-from .watching import NodeObserver, load_records, require_plots
+from .watching import NodeObserver, load_records, require_plots, seed_of
 
 
 class TrainEmbedding(io.ComfyNode):
@@ -54,7 +54,13 @@ class TrainEmbedding(io.ComfyNode):
                 ),
                 io.Int.Input("steps", default=4000, min=1, max=1000000, tooltip="Optimizer steps (paper: 4000)."),
                 io.Int.Input("batch_size", default=64, min=1, max=4096, tooltip="Pictures per step (paper: 64)."),
-                io.Int.Input("seed", default=0, min=0, max=2**53 - 1, tooltip="Seed of prompts and noise."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**53 - 1,
+                    tooltip="Seed of prompts and noise. A run that goes on keeps its own.",
+                ),
                 *rollout_inputs(5e-3, 1),
                 advanced(
                     io.Int,
@@ -151,6 +157,7 @@ class TrainEmbedding(io.ComfyNode):
         require_plots()
         texts = split_prompts(prompt_list(prompts, prompt_file), prompt_list(validation_prompts, files.NOTHING))
         folder, button = files.run_folder(run_name), StopButton()
+        options["seed"] = seed_of(folder, options["seed"])
         observer = NodeObserver(options["steps"], button, cls.hidden.unique_id, folder)
         with torch.inference_mode(False), button:
             host = host_model(model, clip, vae, joined(reward, watched_reward), options, button.leaving)

@@ -97,6 +97,16 @@ def _bits(images: Tensor) -> Tensor:
     return images.clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
+def seed_of(folder: Path, asked: int) -> int:
+    """The seed that the run in ``folder`` began with, else the one asked for: the page gives a new one after every Run
+    unless it is told not to, and a run that goes on is still the same run."""
+    from reneg_core.training.state import RunDirectory
+
+    found = RunDirectory(folder).latest()
+    stored = found[1] if found else {}
+    return stored.get("settings", stored).get("seed", asked)
+
+
 def load_records(folder: Path) -> list[dict[str, Any]]:
     """The metrics of a run folder, resumed parts included."""
     from reneg_core.training.state import RunDirectory

@@ -1,7 +1,8 @@
-"""Makes workflows/*.json and their thumbnails from workflows/api with ComfyUI's own page:
-``python tests/browser/convert.py URL_OF_A_RUNNING_COMFYUI``.
+"""Makes workflows/*.json from workflows/api with ComfyUI's own page:
+``python tests/browser/convert.py URL_OF_A_RUNNING_COMFYUI [NAME ...]``.
 
-The page converts and lays out; a note and the positions of nodes are added here.
+The page converts and lays out; a note and the positions of nodes are added here. A template gets a picture of its graph
+as thumbnail; ``thumbnails.py`` then gives most of them a better one.
 """
 
 import json
@@ -50,12 +51,17 @@ def levels(graph: dict[str, Any]) -> dict[str, int]:
     return {node_id: level(node_id) for node_id in graph}
 
 
-ROOM = {"ReNegTrainEmbedding": (420, 460), "ReNegRewardScore": (340, 110), "ReNegCompareNegatives": (340, 110)}
+ROOM = {"ReNegTrainEmbedding": (420, 560), "ReNegRewardScore": (340, 110), "ReNegCompareNegatives": (340, 110)}
+
+
+PICTURES = {"Side by side": (560, 1000), "Scores": (560, 300)}
 
 
 def roomy(node: dict[str, Any]) -> list[float]:
     """The size of a node with room for what it shows while and after it works."""
     width, height = node["size"]
+    if node.get("title") in PICTURES:
+        return list(PICTURES[node["title"]])
     if node["type"] in ("SaveImage", "PreviewImage"):
         return [340, 380]
     if node["type"] in ROOM:
@@ -146,6 +152,6 @@ def thumbnail(picture: Path) -> None:
 
 if __name__ == "__main__":
     with open_page(sys.argv[1], 2200, 1300) as opened:
-        for path in sorted((WORKFLOWS / "api").glob("*.json")):
-            convert(opened, path.stem)
-            print(path.stem, flush=True)
+        for name in sys.argv[2:] or sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json")):
+            convert(opened, name)
+            print(name, flush=True)

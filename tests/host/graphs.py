@@ -68,10 +68,10 @@ TINY = {
 }
 
 
-def tiny(name: str, **changes: Any) -> dict[str, dict[str, Any]]:
+def tiny(name: str, training: dict[str, Any] | None = None, **changes: Any) -> dict[str, dict[str, Any]]:
     """An example workflow on the embedded tiny world, which draws real pictures, as that is sampled best.
 
-    changes: inputs of every node that has them.
+    training: inputs of the training node alone; changes: inputs of every node that has them.
     """
     graph, rewards = json.loads((API / f"{name}.json").read_text()), iter(["tiny", "sharpness"])
     [loader] = [key for key, node in graph.items() if node["class_type"] == "CheckpointLoaderSimple"]
@@ -84,6 +84,8 @@ def tiny(name: str, **changes: Any) -> dict[str, dict[str, Any]]:
         if "reward_name" in inputs:
             inputs["reward_name"] = next(rewards)
         inputs |= {k: v for k, v in {**TINY, **changes}.items() if k in inputs and not isinstance(inputs[k], list)}
+        if node["class_type"] == "ReNegTrainEmbedding":
+            inputs |= training or {}
         inputs |= {k: [loader, 3] for k, v in inputs.items() if isinstance(v, list) and v[0] in empty}
     return {key: node for key, node in graph.items() if key not in empty}
 

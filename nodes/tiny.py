@@ -2,7 +2,6 @@
 
 from comfy_api.latest import io
 
-from .host import tiny
 from .schema import schema
 
 
@@ -34,6 +33,8 @@ class LoadTinyWorld(io.ComfyNode):
 
     @classmethod
     def execute(cls, pictures: int) -> io.NodeOutput:
+        from .host import tiny  # here, so that a host whose classes have changed keeps every other node
+
         return io.NodeOutput(*tiny.load(), tiny.empty_latent(pictures))
 
 

@@ -9,7 +9,9 @@ from functools import cache
 from typing import Any
 
 import comfy.model_management as memory
+import comfy.sample
 from comfy_api.latest import io
+from torch import Tensor
 
 
 def schema_fields() -> set[str]:
@@ -41,6 +43,16 @@ def resident_clone(model: Any) -> Any:
             "whole, which training needs. Try ComfyUI's own loader (Load Checkpoint, Load Diffusion Model), or start "
             "ComfyUI with --disable-dynamic-vram."
         ) from error
+
+
+def fitted_latent(model: Any, latent: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """The samples of a LATENT as KSampler takes them, an empty one with the channels (and on newer hosts the size) of
+    the model's own latents; and the rest of the LATENT as KSampler hands it on."""
+    told = ("downscale_ratio_spacial", "downscale_ratio_temporal")
+    known = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
+    ratios = {name: latent.get(name) for name in told if name in known}
+    rest = {name: value for name, value in latent.items() if name not in ratios}
+    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **ratios), rest
 
 
 def loaded_in_part(patcher: Any) -> bool:

@@ -11,8 +11,9 @@ import torch
 from reneg_pack.nodes.compare import CompareNegatives
 from reneg_pack.nodes.host import rewards
 from reneg_pack.nodes.host.model import HostModel
-from reneg_pack.nodes.host.text import encode
+from reneg_pack.nodes.host.text import embedding_from, encode
 from reneg_pack.nodes.layout import to_bchw
+from reneg_pack.nodes.sampling import CFGSampler
 from reneg_pack.nodes.tiny import LoadTinyWorld
 from reneg_pack.nodes.training import TrainEmbedding
 
@@ -82,11 +83,18 @@ def test_stock_nodes_work_on_it(world) -> None:
     assert (again - pictures).abs().mean() < 0.03
 
 
-def test_the_stock_empty_latent_gets_its_channels(world) -> None:
-    """Older hosts think of eight pixels a latent, so that the size is half of what is said; channels always fit."""
+def test_the_stock_empty_latent_fits_and_our_sampler_takes_it_as_ksampler_does(call, world) -> None:
+    """Older hosts count eight pixels a latent, newer ones ask the model: the channels always fit."""
     empty = nodes.EmptyLatentImage().generate(64, 64, 1)[0]
-    pictures = rendered(world, PROMPTS[0], encoded(world, ""), empty)
+    positive, negative = encoded(world, PROMPTS[0]), encoded(world, "")
+    pictures = rendered(world, PROMPTS[0], negative, empty)
     assert pictures.shape[0] == 1 and pictures.shape[1] in (32, 64)
+    neutral = {"strength": 1.0, "guidance_start": 0.0, "guidance_end": 1.0, "rescale": 0.0, "denoise": 1.0, "seed": 0}
+    options = {"steps": SAMPLING.steps, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "karras", **neutral}
+    words = embedding_from(negative, "width-128")
+    ours = call(CFGSampler, model=world["model"], positive=positive, embedding=words, latent_image=empty, **options)[0]
+    assert torch.equal(nodes.VAEDecode().decode(world["vae"], ours)[0], pictures)
+    assert "downscale_ratio_spacial" not in ours
 
 
 def test_a_sampler_can_preview_it(world) -> None:

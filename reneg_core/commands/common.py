@@ -158,7 +158,10 @@ def independent_parts(model: str) -> dict[str, Callable[[Tensor, list[str]], dic
 
 @contextmanager
 def graceful_stop() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into an answer of the yielded function; a second one interrupts at once."""
+    """Turn the first SIGINT, SIGTERM or SIGHUP into an answer of the yielded function; a second one interrupts at once.
+
+    A signal that is ignored (SIGHUP under nohup) stays so.
+    """
     asked = False
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -168,7 +171,9 @@ def graceful_stop() -> Iterator[Callable[[], bool]]:
         asked = True
         print("\nStopping after this micro-batch; once more to quit at once.", file=sys.stderr, flush=True)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))  # Windows has no SIGHUP
+    heard = [number for number in numbers if number and signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heard}
     try:
         yield lambda: asked
     finally:

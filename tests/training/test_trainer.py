@@ -175,7 +175,7 @@ def test_gradients_that_are_not_finite_stop_the_run_with_the_best_saved(model, t
         def _score(self, images, prompts):
             return super()._score(images, prompts) * (float("nan") if images.requires_grad else 1.0)
 
-    with pytest.raises(FloatingPointError, match=r"5 steps in a row at step 5.*Try --dtype bf16 or fp32"):
+    with pytest.raises(FloatingPointError, match=r"5 steps in a row at step 5.*Try bf16 or fp32 instead"):
         trainer(model, tmp_path, reward=Broken()).run()
     assert torch.equal(load_embedding(tmp_path / "best.safetensors").tokens, model.encode([""]).tokens)
 

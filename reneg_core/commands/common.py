@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..embedding import NegativeEmbedding
+from ..files import write_picture
 from ..model import DiffusionModel
 from ..sampling import SOLVER_WORDS, SPACINGS, Sampling
 
@@ -205,11 +206,11 @@ class ProgressObserver:
             return
         from ..evaluation import grid
 
-        folder = self.directory / "previews"
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = [[image] for image in images]
-        picture = grid(rows, row_labels=prompts, column_labels=[f"step {record['step']}"])
-        picture.save(folder / f"step-{record['step']:06d}.png")
+        picture = grid([[i] for i in images], row_labels=prompts, column_labels=[f"step {record['step']}"])
+        try:
+            write_picture(self.directory / "previews" / f"step-{record['step']:06d}.png", picture)
+        except OSError as error:  # a picture to look at is not worth a training
+            self.bar.write(f"no preview: {error}", file=sys.stderr)
         self._log(record)
 
     def close(self) -> None:

@@ -10,6 +10,8 @@ from ..sampling import Jitter, Sampling
 from ..typed import read
 from .names import normalised
 
+EMBEDDING_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+"""What ``init`` ends in where it names a file."""
 C = TypeVar("C", bound="RolloutConfig")
 
 

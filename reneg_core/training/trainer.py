@@ -17,7 +17,7 @@ from ..model import DiffusionModel
 from ..rewards import Reward
 from ..sampling import check_branches
 from . import schedule
-from .config import TrainConfig
+from .config import EMBEDDING_SUFFIXES, TrainConfig
 from .extending import go_on
 from .identity import differences, identity
 from .judging import PicturesNotFinite, check_reward
@@ -163,7 +163,7 @@ class Trainer:
     def _start(self) -> NegativeEmbedding | None:
         """The embedding that training starts from; None for a prompt."""
         init = self.config.init
-        if not init.endswith((".safetensors", ".bin", ".pt", ".pth")):
+        if not init.endswith(EMBEDDING_SUFFIXES):
             return None
         start = load_embedding(init)
         start.require(self.model.family, self.model.width, self.model.max_tokens)

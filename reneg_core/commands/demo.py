@@ -60,9 +60,8 @@ def run(args: argparse.Namespace) -> int:
     clock = time.monotonic()
     observer = ProgressObserver(config.steps, 0, directory)
     with graceful_stop() as should_stop:
-        trainer = job.trainer(
-            config, Session(observer, should_stop, True, say=say, description=config.anchored().to_yaml())
-        )
+        description = config.anchored().to_yaml()
+        trainer = job.trainer(config, Session(observer, should_stop, True, say=say, description=description))
         try:
             result = trainer.run()
         finally:

@@ -46,10 +46,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the newest checkpoint in the output folder; more steps and another patience may be given",
+        help="go on from the newest checkpoint; also with more steps",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, measure memory and time on the first steps, then stop"
+        "--dry-run", action="store_true", help="check everything, measure what the first steps take, then stop"
     )
     parser.set_defaults(run=run)
 
@@ -175,11 +175,17 @@ def report_dry_run(config: RunConfig, job: Job, found: Rehearsal) -> int:
     print(f"memory: {memory} at micro_batch {found.micro_batch}; {found.kept / mib:,.0f} MiB activations a sample")
     print(
         f"time:   about {found.step:,.1f} s a step and {found.validation:,.1f} s a validation, "
-        f"{found.total / 3600:,.2f} h in all; from {found.parts} micro-batches of the first steps and {found.checks} of "
-        "a validation, timed here and now, without loading"
+        f"{_duration(found.total)} in all without loading (mean of {found.parts} micro-batches of the first steps and of "
+        f"{found.checks} of a validation, timed here and now)"
     )
     print("checked: settings, prompts, weights, start, rewards and their gradient, room in the output folder")
     return 0
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 def report_result(result: TrainResult, directory: Path) -> None:

@@ -24,6 +24,7 @@ FREE = frozenset({"steps", "patience", "init", "micro_batch", "checkpointing", *
 """Settings that a resumed run may change: steps and patience as :mod:`.extending` says, ``init`` where it names
 the same contents, the others because no result depends on them."""
 SHOWN = 3
+LEVELS = "noise levels"
 
 
 def identity(
@@ -35,7 +36,7 @@ def identity(
     """
     return {
         "settings": config.to_mapping(),
-        "model": {**model.contents(), "noise levels": _levels(model.sigmas(config.sampling))},
+        "model": {**model.contents(), LEVELS: _levels(model.sigmas(config.sampling))},
         **{role: reward_contents(reward) if reward else {"name": "none"} for role, reward in rewards.items()},
         "start": start_contents(config.init, start),
         "prompts": {kind: digest_of_prompts(listed) for kind, listed in prompts._asdict().items()},
@@ -88,7 +89,8 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any], before: Promp
     """
     stored, now = _renewed(stored), json.loads(json.dumps(now, default=list))
     found = _changed_settings(stored["settings"], now["settings"])
-    found += _changed_model(stored["model"], now["model"])
+    same_sampling = stored["settings"]["sampling"] == now["settings"]["sampling"]
+    found += _changed_model(stored["model"], now["model"], same_sampling)
     for role in ("reward", "watch"):
         found += _changed_reward(role, stored[role], now[role])
     found += _changed_start(stored["start"], now["start"])
@@ -109,11 +111,11 @@ def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
     ]
 
 
-def _changed_model(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """One sentence; in another precision all weights differ, which needs no saying."""
+def _changed_model(old: Mapping[str, str], new: Mapping[str, str], same_sampling: bool) -> list[str]:
+    """In another precision all weights differ, and with another sampling the noise levels, which needs no saying."""
     names = [name for name in old if name in new and old[name] != new[name]]
-    if "precision" in names:
-        names = ["precision"]
+    names = ["precision"] if "precision" in names else names
+    names = [name for name in names if name != LEVELS or same_sampling]
     return [f"model: {_other(name, old[name], new[name])}" for name in names]
 
 
@@ -124,8 +126,10 @@ def _changed_reward(role: str, old: Mapping[str, str], new: Mapping[str, str]) -
 
 
 def _other(name: str, old: str, new: str) -> str:
-    if str(old).startswith(DIGEST):
-        return f"the {name} is not what the run was started with; its contents have changed."
+    if name == LEVELS:
+        return f"the {name} for this sampling are not those that the run was started with."
+    if old.startswith(DIGEST):
+        return f"the {name} {'are' if name.startswith('weights') else 'is'} not what the run was started with."
     return f"the {name} was {old}, now it is {new}."
 
 

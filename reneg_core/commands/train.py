@@ -175,7 +175,7 @@ def report_dry_run(config: RunConfig, job: Job, found: Rehearsal) -> int:
     print(f"memory: {memory} at micro_batch {found.micro_batch}; {found.kept / mib:,.0f} MiB activations a sample")
     print(
         f"time:   about {found.step:,.1f} s a step and {found.validation:,.1f} s a validation, "
-        f"{_duration(found.total)} in all without loading (mean of {found.parts} micro-batches of the first steps and of "
+        f"{_duration(found.total)} in all without loading (mean of {found.parts} micro-batches of first steps and of "
         f"{found.checks} of a validation, timed here and now)"
     )
     print("checked: settings, prompts, weights, start, rewards and their gradient, room in the output folder")

@@ -41,7 +41,7 @@ class RunConfig(TrainConfig):
         return TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
 
     def anchored(self) -> "RunConfig":
-        """The same with absolute paths for the output folder and for whatever else names what is there, so that it means
+        """The same with absolute paths for the output folder and for whatever names what is there, so that it means
         the same from everywhere."""
         found = {name: _absolute(getattr(self, name)) for name in PATHS}
         found |= {name: _absolute(getattr(self, name), (".py",)) for name in ("reward", "watch")}

@@ -60,12 +60,12 @@ def main() -> int:
 def campaign(folder: Path, kills: int, seed: int, start: Callable[[list[str], Moment | None], int]) -> dict[str, Any]:
     """Trials until ``kills`` trainings were killed; counts, seconds, and the first fault in words ("" for none).
 
-    start: runs `reneg train` with these arguments, killed at the moment given, and returns its exit status.
+    start: runs a command with these arguments, killed at the moment given, and returns its exit status.
     """
     began, source = time.monotonic(), random.Random(seed)
     whole = folder / "whole"
     clock = time.monotonic()
-    if start([*SETTINGS, f"output={whole}"], None):
+    if start(["train", *SETTINGS, f"output={whole}"], None):
         raise RuntimeError("The unbroken training failed.")
     duration, found = time.monotonic() - clock, {"kills": 0, "at random": 0, "in a call": 0, "trials": 0, "fault": ""}
     while found["kills"] < kills and not found["fault"]:
@@ -86,7 +86,7 @@ def _moment(source: random.Random, duration: float) -> Moment:
 def _trial(run: Path, whole: Path, moments: list[Moment], start: Callable, found: dict[str, Any]) -> str:
     for moment in [*moments, None]:
         resume = ["--resume"] if list((run / "checkpoints").glob("step-*")) else []
-        status = start([*SETTINGS, f"output={run}", *resume], moment)
+        status = start(["train", *SETTINGS, f"output={run}", *resume], moment)
         if status == -signal.SIGKILL:
             found["kills"] += 1
             found["in a call" if moment.call else "at random"] += 1
@@ -118,7 +118,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 class Forked:
-    """`reneg train` in forks of this process, which has loaded the model and the reward once."""
+    """Commands in forks of this process, which has loaded the tiny world's model and reward once; their exit status."""
 
     def __init__(self) -> None:
         import torch
@@ -132,23 +132,23 @@ class Forked:
         backends.load_model = lambda *args, **options: model
         train.load_reward = lambda *args, **options: reward
 
-    def __call__(self, arguments: list[str], moment: Moment | None) -> int:
+    def __call__(self, arguments: list[str], moment: Moment | None = None, log: str = os.devnull) -> int:
         child = os.fork()
         if child == 0:
             code = 99
             try:
-                code = _train(arguments, moment)
+                code = _command(arguments, moment, log)
             finally:
                 os._exit(code)
         return _ended(child, moment)
 
 
 def spawned(arguments: list[str], moment: Moment | None) -> int:
-    """`reneg train` in a process of its own."""
-    code = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {os.getcwd()!r}]; import kill_campaign as k; "
-    code += f"sys.exit(k._train({arguments!r}, {f'k.{moment!r}' if moment else None}))"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)
+    """A command in an interpreter of its own."""
+    here = [str(Path(__file__).resolve().parent), os.getcwd()]
+    code = f"import sys; sys.path[:0] = {here!r}; import kill_campaign as k; from kill_campaign import Moment; "
+    code += f"sys.exit(k._command({arguments!r}, {moment!r}))"
+    child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
     return _ended(child.pid, moment)
 
 
@@ -159,15 +159,16 @@ def _ended(child: int, moment: Moment | None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _train(arguments: list[str], moment: Moment | None) -> int:
-    """What a child does: without words, and dying in the call that ``moment`` names."""
+def _command(arguments: list[str], moment: Moment | None, log: str = os.devnull) -> int:
+    """What a child does: its words go to ``log``, and it dies in the call that ``moment`` names."""
     from reneg_core.cli import main as command
 
+    words = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for stream in (1, 2):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        os.dup2(words, stream)
     if moment and moment.call:
         _arm(moment)
-    return command(["train", *arguments])
+    return command(arguments)
 
 
 def _arm(moment: Moment) -> None:

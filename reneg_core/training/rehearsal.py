@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .memory import micro_batches
-from .trainer import Trainer
+from .trainer import Trainer, validates
 
 PARTS, SECONDS = 8, 30.0  # of each kind: at most so many micro-batches are timed, and none is begun after so long
 
@@ -56,8 +56,8 @@ def _measured(trainer: Trainer, weights: Iterable[Tensor]) -> Rehearsal:
     (part_seconds, parts), (check_seconds, checks) = _mean(part), _mean(check)
     step = part_seconds * len(workers.share(range(config.batch_size))) / size
     validation = check_seconds * len(workers.share(range(config.validation_pairs))) / pairs
-    left = config.steps - done
-    total = left * step + (1 + left // config.validate_every) * validation
+    due = [s for s in range(done, config.steps + 1) if validates(s, config) and s != trainer.progress.validated_at]
+    total = (config.steps - done) * step + len(due) * validation
     device = trainer.model.device
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return Rehearsal(step, validation, parts, checks, total, size, kept, peak)

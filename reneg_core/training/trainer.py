@@ -148,8 +148,8 @@ class Trainer:
         found = differences(stored, self.context, self.files.listed_prompts(), self.prompts)
         if found:
             raise ValueError(
-                f"The run in {self.files.path} cannot go on with other settings:\n- " + "\n- ".join(found) + "\n"
-                "Try the earlier settings, or another output folder."
+                "This run cannot be resumed with other settings or contents:\n- " + "\n- ".join(found) + "\n"
+                f"Try the earlier ones, or another output folder than {self.files.path}."
             )
 
     def _begin(self) -> None:
@@ -177,10 +177,10 @@ class Trainer:
             while True:
                 if self._long_ago():
                     self._checkpoint()
-                if _due(progress.step, config.validate_every, config.steps) and progress.validated_at != progress.step:
+                if validates(progress.step, config) and progress.validated_at != progress.step:
                     self._validate()
                 over = progress.finished or progress.step >= config.steps
-                if over or _due(progress.step, config.checkpoint_every, config.steps):
+                if over or progress.step % config.checkpoint_every == 0:
                     self._checkpoint()
                 if over:
                     return "patience" if progress.finished else "done"
@@ -359,5 +359,6 @@ class Trainer:
         )
 
 
-def _due(step: int, every: int, last: int) -> bool:
-    return step % every == 0 or step == last
+def validates(step: int, config: TrainConfig) -> bool:
+    """Whether a run validates once it has taken ``step`` steps."""
+    return step % config.validate_every == 0 or step == config.steps

@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from ..embedding import NegativeEmbedding
-from ..files import write_picture
 from ..model import DiffusionModel
 from ..sampling import SOLVER_WORDS, SPACINGS, Sampling
 
@@ -159,10 +158,7 @@ def independent_parts(model: str) -> dict[str, Callable[[Tensor, list[str]], dic
 
 @contextmanager
 def graceful_stop() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into an answer of the yielded function; a second one interrupts at once.
-
-    A signal that is ignored (SIGHUP under nohup) stays so.
-    """
+    """Turn the first SIGINT or SIGTERM into an answer of the yielded function; a second one interrupts at once."""
     asked = False
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -172,9 +168,7 @@ def graceful_stop() -> Iterator[Callable[[], bool]]:
         asked = True
         print("\nStopping after this micro-batch; once more to quit at once.", file=sys.stderr, flush=True)
 
-    numbers = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))  # Windows has no SIGHUP
-    heard = [number for number in numbers if number and signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in heard}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: asked
     finally:
@@ -206,11 +200,11 @@ class ProgressObserver:
             return
         from ..evaluation import grid
 
-        picture = grid([[i] for i in images], row_labels=prompts, column_labels=[f"step {record['step']}"])
-        try:
-            write_picture(self.directory / "previews" / f"step-{record['step']:06d}.png", picture)
-        except OSError as error:  # a picture to look at is not worth a training
-            self.bar.write(f"no preview: {error}", file=sys.stderr)
+        folder = self.directory / "previews"
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [[image] for image in images]
+        picture = grid(rows, row_labels=prompts, column_labels=[f"step {record['step']}"])
+        picture.save(folder / f"step-{record['step']:06d}.png")
         self._log(record)
 
     def close(self) -> None:

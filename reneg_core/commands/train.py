@@ -62,23 +62,16 @@ def _settings_help() -> str:
 def run(args: argparse.Namespace) -> int:
     """Train as the configuration says; exit code 0 when done, 130 when stopped by a signal."""
     config = run_config(args)
-    folder = RunFolder(config.output)
-    if args.resume:
-        folder.require_run()
-    elif not args.dry_run:
-        folder.require_unused()
-    check_folder(folder.path)
-    workers = pick_workers(config.device)
+    folder, workers = RunFolder(config.output), pick_workers(config.device)
     quiet = workers.rank != 0
-    if folder.path.is_dir() and not quiet:
-        with folder.locked():
-            pass  # two runs at once are noticed before anything is loaded
+    if not quiet:
+        check_output(folder, args.resume)
+    job = prepare(config, workers)
+    if args.dry_run:
+        trainer = job.trainer(config, Session(resume=args.resume, workers=workers, say=say))
+        return 0 if quiet else report_dry_run(config, job, rehearse(trainer, job.weights()))
+    observer = ProgressObserver(config.steps, 0, folder.path, config.tensorboard, quiet)
     with graceful_stop() as should_stop:
-        job = prepare(config, workers)
-        if args.dry_run:
-            trainer = job.trainer(config, Session(resume=args.resume, workers=workers, say=say))
-            return 0 if quiet else report_dry_run(config, job, rehearse(trainer, job.weights()))
-        observer = ProgressObserver(config.steps, 0, folder.path, config.tensorboard, quiet)
         session = Session(observer, should_stop, args.resume, workers, _silent if quiet else say, config.to_yaml())
         try:
             result = job.trainer(config, session).run()
@@ -95,11 +88,21 @@ def run_config(args: argparse.Namespace) -> RunConfig:
     Resuming with a run folder's own config.yaml goes on in that folder, wherever it has been moved.
     """
     config = load_run_config(args.config, args.overrides)
-    own = RunFolder(Path(args.config).parent) if args.resume and args.config else None
-    named = any(override.partition("=")[0].strip() == "output" for override in args.overrides)
-    if own and own.config.exists() and own.config.samefile(args.config) and own.checkpoints() and not named:
+    own = RunFolder(Path(args.config).parent)
+    here = args.resume and own.checkpoints() and Path(args.config).absolute() == own.config.absolute()
+    if here and not any(override.partition("=")[0].strip() == "output" for override in args.overrides):
         config = replace(config, output=str(own.path))
     return config.anchored()
+
+
+def check_output(folder: RunFolder, resume: bool) -> None:
+    """Refuse, before anything is loaded, a folder that has no run to resume or one in the way, that another process
+    trains in, or that has no room."""
+    folder.require_run() if resume else folder.require_unused()
+    check_folder(folder.path)
+    if folder.path.is_dir():
+        with folder.locked():
+            pass
 
 
 def say(sentence: str) -> None:

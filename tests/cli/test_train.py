@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ import yaml
 
 from reneg_core import NegativeEmbedding
 from reneg_core.cli import main
-from reneg_core.commands.common import ProgressObserver, graceful_stop
 from reneg_core.commands.train import resume_command
 from reneg_core.training.run_config import RunConfig
 from reneg_core.training.run_folder import RunFolder
@@ -131,42 +129,6 @@ def test_a_dry_run_says_what_it_rests_on(tmp_path: Path, capsys) -> None:
     printed = capsys.readouterr().out
     assert re.search(r"about [\d.]+ s a step and [\d.]+ s a validation, \d+ s in all without loading", printed)
     assert re.search(r"mean of \d micro-batches of first steps and of \d of a validation", printed)
-
-
-def test_a_preview_that_cannot_be_written_stops_nothing(tmp_path: Path, capsys) -> None:
-    (tmp_path / "previews").write_text("in the way")
-    observer = ProgressObserver(1, 0, tmp_path)
-    observer.on_validation(
-        {"event": "validation", "step": 0, "reward": 0.5, "best": True}, torch.zeros(1, 3, 8, 8), ["a"]
-    )
-    observer.close()
-    assert "no preview:" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_signals_ask_once_and_then_interrupt(name: str, capsys) -> None:
-    number = getattr(signal, name)
-    before = signal.signal(number, signal.SIG_DFL)  # where tests run in the background it may be ignored
-    try:
-        with graceful_stop() as should_stop:
-            assert not should_stop()
-            os.kill(os.getpid(), number)
-            assert should_stop() and "Stopping after this micro-batch" in capsys.readouterr().err
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), number)
-        assert signal.getsignal(number) is signal.SIG_DFL
-    finally:
-        signal.signal(number, before)
-
-
-def test_a_hangup_that_is_ignored_stays_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with graceful_stop() as should_stop:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert not should_stop()
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_small_kill_campaign(tmp_path: Path) -> None:

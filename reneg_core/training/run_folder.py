@@ -36,7 +36,7 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the run's folder; the system lets go of it when the process ends, however it ends.
 
-        Errors: BlockingIOError if another process holds it. On a file system without locks nothing is held.
+        Errors: BlockingIOError if another process holds it. A file system without locks is left to filelock's way out.
         """
         from filelock import FileLock, Timeout
 

@@ -74,6 +74,7 @@ def campaign(folder: Path, kills: int, seed: int, start: Callable[[list[str], Mo
         moments = [_moment(source, duration) for _ in range(min(KILLS_A_TRIAL, kills - found["kills"]))]
         found["fault"] = _trial(run, whole, moments, start, found)
         found["trials"] += 1
+        print(f"{found['kills']} of {kills} kills, {found['trials']} trials", file=sys.stderr, flush=True)
     return {**found, "seed": seed, "seconds": round(time.monotonic() - began)}
 
 

@@ -28,7 +28,11 @@ LEVELS = "noise levels"
 
 
 def identity(
-    config: TrainConfig, model: DiffusionModel, rewards: Mapping[str, Reward | None], start: Any, prompts: Prompts
+    config: TrainConfig,
+    model: DiffusionModel,
+    rewards: Mapping[str, Reward | None],
+    start: NegativeEmbedding | None,
+    prompts: Prompts,
 ) -> dict[str, Any]:
     """The context that a checkpoint stores: plain values, weights and long lists as digests.
 

@@ -23,11 +23,14 @@ def score(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
     and a host's interruption pass unchanged.
     """
     if not torch.isfinite(images.detach()).all():
-        raise PicturesNotFinite("The pictures hold NaN or infinite pixels.")
+        raise PicturesNotFinite(
+            "Got pictures with NaN or infinite pixels, expected finite ones. Try fp32 instead of half precision, or a "
+            "lower learning rate."
+        )
     try:
         return reward.score(images, list(prompts))
     except FAILURES as error:
-        if is_out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         raise ValueError(
             f"The reward {reward.name!r} failed on {len(images)} pictures of {images.shape[-1]}x{images.shape[-2]} "
@@ -37,17 +40,18 @@ def score(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def check_reward(reward: Reward, prompt: str, device: torch.device, *, differentiable: bool) -> None:
-    """Find out on one grey picture, before long work, whether ``reward`` judges and whether gradients can pass."""
+    """Find out on one picture of noise, before long work, whether ``reward`` judges and whether gradients can pass."""
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, 3, PROBE, PROBE, generator=generator).to(device).requires_grad_(differentiable)
-    with torch.set_grad_enabled(differentiable):
+    image = torch.rand(1, 3, PROBE, PROBE, generator=generator).to(device).requires_grad_()
+    with torch.enable_grad():
         found = score(reward, image, [prompt])
-    require_gradient(reward, found, differentiable)
+    if differentiable:
+        require_gradient(reward, found)
 
 
-def require_gradient(reward: Reward, scores: Tensor, needed: bool = True) -> None:
+def require_gradient(reward: Reward, scores: Tensor) -> None:
     """ValueError where scores that should be differentiable are not."""
-    if needed and not scores.requires_grad:
+    if not scores.requires_grad:
         raise ValueError(
             f"The reward {reward.name!r} has no gradient: its score does not depend differentiably on the pictures. "
             "Expected torch operations from the pictures to the score, without detach, item or no_grad; as `watch` "

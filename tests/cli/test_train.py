@@ -131,6 +131,7 @@ def test_a_dry_run_says_what_it_rests_on(tmp_path: Path, capsys) -> None:
     assert re.search(r"mean of \d micro-batches of first steps and of \d of a validation", printed)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be forked and killed")
 def test_a_small_kill_campaign(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "kill_campaign.py"), "--kills", "4", "--seed", "3"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

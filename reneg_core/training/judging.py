@@ -39,24 +39,11 @@ def score(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
         ) from error
 
 
-def check_reward(reward: Reward, prompt: str, device: torch.device, *, differentiable: bool) -> None:
-    """Find out on one picture of noise, before long work, whether ``reward`` judges and whether gradients can pass."""
-    generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, 3, PROBE, PROBE, generator=generator).to(device).requires_grad_()
+def check_reward(reward: Reward, prompt: str, device: torch.device) -> None:
+    """Find out on one picture of noise, before long work, whether ``reward`` judges and has a gradient (ValueError)."""
+    image = torch.rand(1, 3, PROBE, PROBE, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.enable_grad():
-        found = score(reward, image, [prompt])
-    if differentiable:
-        require_gradient(reward, found)
-
-
-def require_gradient(reward: Reward, scores: Tensor) -> None:
-    """ValueError where scores that should be differentiable are not."""
-    if not scores.requires_grad:
-        raise ValueError(
-            f"The reward {reward.name!r} has no gradient: its score does not depend differentiably on the pictures. "
-            "Expected torch operations from the pictures to the score, without detach, item or no_grad; as `watch` "
-            "it needs none."
-        )
+        score(reward, image.requires_grad_(), [prompt])
 
 
 def require_finite(reward: Reward, scores: Tensor, prompts: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from ..model import Branch, Conditioning, DiffusionModel
 from ..rewards import Reward
 from ..sampling import Sampling, State, advance, check_branches, guided_denoise
-from .judging import require_gradient, score
+from .judging import score
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,6 @@ def reward_gradient(
                 with torch.enable_grad():
                     x0 = way.recorded(state)
                     images, scores = _decode_and_score(model, reward, batch, way.ahead(state, x0, reach.through), reach)
-                    require_gradient(reward, scores)
                     parts = torch.autograd.grad(scores.sum() * reach.loss_scale, parameters)
                 x0, images = x0.detach(), images.detach()
                 rewards.append(scores.detach())

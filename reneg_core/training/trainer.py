@@ -123,9 +123,7 @@ class Trainer:
     def prepare(self) -> None:
         """Check everything that can be checked before the first step, and take up the run's state; writes nothing."""
         rewards = {"reward": self.reward, "watch": self.validator.watch}
-        for role, one in rewards.items():
-            if one:
-                check_reward(one, self.prompts.train[0], self.model.device, differentiable=role == "reward")
+        check_reward(self.reward, self.prompts.train[0], self.model.device)
         embedding = self._start()
         start = self.model.encode([self.config.init]) if embedding is None else embedding.conditioning()
         self.context = identity(self.config, self.model, rewards, embedding, self.prompts)

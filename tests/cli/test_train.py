@@ -116,7 +116,7 @@ def test_a_dry_run_finds_what_a_run_would_stumble_over(tmp_path: Path, capsys) -
     for setting, words in (
         ("init=absent.safetensors", "No embedding file at absent.safetensors"),
         (f"init={tmp_path}/narrow.safetensors", "Got an embedding for the text encoder width-8"),
-        (f"reward={tmp_path}/flat.py", "The reward 'flat' has no gradient"),
+        (f"reward={tmp_path}/flat.py", "reward 'flat' carries no gradient"),
         (f"output={tmp_path}/taken/run", "Could not write"),
     ):
         assert main(["train", *QUICK, f"output={tmp_path}/run", setting, "--dry-run"]) == 1

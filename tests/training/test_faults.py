@@ -62,7 +62,7 @@ class Odd(Curved):
 @pytest.mark.parametrize(
     ("reward", "words"),
     [
-        (Detached(), r"The reward 'detached' has no gradient: its score does not depend differentiably"),
+        (Detached(), r"reward 'detached' carries no gradient with respect to the pictures"),
         (Raising(), r"The reward 'raising' failed on 1 pictures of 64x64 pixels \(KeyError: 'no such prompt'\)"),
     ],
 )
@@ -85,7 +85,7 @@ def test_a_reward_that_raises_later_is_named(model, tmp_path: Path) -> None:
 def test_adaptation_names_such_rewards_too(model) -> None:
     start = NegativeEmbedding(model.encode([""]).tokens, model.family)
     config = AdaptConfig(steps=1, sampling=Sampling(steps=2).at_scale(4.0), window=(0, 2), points=1)
-    for reward, words in ((Detached(), "has no gradient"), (Late(), "failed on 1 pictures of 16x16")):
+    for reward, words in ((Detached(), "carries no gradient"), (Late(), "failed on 1 pictures of 16x16")):
         with pytest.raises(ValueError, match=words):
             adapt(model, reward, ["a"], [1], start, config)
 
@@ -268,7 +268,7 @@ def test_a_rehearsal_finds_what_a_run_would_stumble_over(
     NegativeEmbedding(torch.ones(1, 4, 8)).save("narrow.safetensors")
     with pytest.raises((ValueError, OSError), match=words):
         rehearse(trainer(model, tmp_path / "run", replace(QUICK, init=init)), [])
-    with pytest.raises(ValueError, match="has no gradient"):
+    with pytest.raises(ValueError, match="carries no gradient"):
         rehearse(trainer(model, tmp_path / "run", reward=Detached()), [])
     assert not (tmp_path / "run").exists()
 

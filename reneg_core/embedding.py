@@ -6,7 +6,6 @@ A ReNeg embedding is a text encoder's *output* for the negative branch of classi
 
 import json
 import os
-import tempfile
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from .files import write_tensors
 from .model import Conditioning
 from .settings import SAMPLING_HINTS, Sampling
-from .tensor_file import canonical, read_tensors, require_plain
+from .tensor_file import read_tensors, require_plain
 from .typed import read
 
 FORMAT = "reneg-embedding"
@@ -233,8 +233,7 @@ class NegativeEmbedding:
             raise ValueError(f"Got the file name {path.name!r}, expected one that ends in .safetensors.")
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists already. Try another name, or ask to overwrite it.")
-        atomic_save(self._tensors(layout), path, self._metadata())
-        return path
+        return write_tensors(path, self._tensors(layout), self._metadata())
 
     def _tensors(self, layout: str) -> dict[str, Tensor]:
         if layout == "reneg":
@@ -259,7 +258,9 @@ class NegativeEmbedding:
 
 def _zeros_and_ones(mask: Tensor) -> Tensor:
     if not ((mask == 0) | (mask == 1)).all():
-        raise ValueError(f"Got a mask of {mask.dtype} with other values than 0 and 1, expected 1 where to attend, else 0.")
+        raise ValueError(
+            f"Got a mask of {mask.dtype} with other values than 0 and 1, expected 1 where to attend, else 0."
+        )
     return mask.detach()
 
 
@@ -271,35 +272,6 @@ def _parent(provenance: Provenance) -> dict[str, Any]:
 
 def _same_mask(a: Tensor | None, b: Tensor | None) -> bool:
     return (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
-
-
-def atomic_save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write safetensors beside ``path`` and move it there, so that a crash never leaves half a file; equal contents are
-    equal bytes."""
-    from safetensors.torch import save
-
-    data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata or {}))
-    atomic_write(path, canonical(data))
-
-
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write bytes atomically, creating the folder; an OSError names the file and keeps the earlier one."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
-            temporary = file.name
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise OSError(
-            error.errno, f"Could not write {len(data)} bytes ({error.strerror}). Try another folder", str(path)
-        ) from error
 
 
 def load_embedding(path: str | os.PathLike, family: str = "") -> NegativeEmbedding:

@@ -9,7 +9,6 @@ import json
 import math
 import pickletools
 import zipfile
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 

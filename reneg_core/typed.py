@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping
 from types import UnionType
 from typing import Any
 
-
 LARGEST = 2**64
 """Whole numbers are smaller than this in size: what a seed may be, and more than anything else needs."""
 _brief = reprlib.Repr()

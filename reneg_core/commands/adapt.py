@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..embedding import NegativeEmbedding, atomic_write, load_embedding
+from ..embedding import NegativeEmbedding, load_embedding
+from ..files import check_folder, write_picture, write_text
 from ..rewards import load_reward
 from ..sampling import Sampling
 from ..training import AdaptConfig, AdaptResult, adapt
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     start = load_embedding(args.embedding)
     config = settings_of(args, start)
     prompts = args.prompt or read_prompts(args.prompts, "test", args.model)
+    check_folder(args.output)
     model = load_model_of(args)
     reward = load_reward(args.reward, weights=args.weights, device=model.device)
     from tqdm import tqdm
@@ -73,8 +75,8 @@ def _write(folder: Path, prompts: list[str], seed: int, result: AdaptResult, sta
     for index, prompt in enumerate(prompts):
         name = f"{index:05d}"
         result.embedding(index, start).save(folder / f"{name}.safetensors", overwrite=True)
-        to_image(result.images[index]).save(folder / f"{name}.png")
+        write_picture(folder / f"{name}.png", to_image(result.images[index]))
         before, after, step = (v[index].item() for v in (result.start_rewards, result.rewards, result.steps))
         rows.append({"file": name, "prompt": prompt, "seed": seed, "start": before, "reward": after, "step": step})
         print(f"{name}  {before:8.4f} -> {after:8.4f}  step {step:2d}  {prompt}")
-    atomic_write(folder / "adapted.json", json.dumps(rows, indent=1).encode())
+    write_text(folder / "adapted.json", json.dumps(rows, indent=1))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from ..embedding import NegativeEmbedding, atomic_write
+from ..embedding import NegativeEmbedding
 from ..evaluation import (
     Evaluation,
     Keep,
@@ -21,6 +21,7 @@ from ..evaluation import (
     write_report,
 )
 from ..evaluation.modes import BEST_TEXT, EMBEDDING, NONE, TEXT
+from ..files import write_text
 from ..model import DiffusionModel
 from ..rewards import Reward
 from ..sampling import Sampling
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     observer = ProgressObserver(config.steps, 0, directory)
     with graceful_stop() as should_stop:
         trainer = job.trainer(config, Session(observer, should_stop, resume=True))
-        atomic_write(directory / "config.yaml", config.to_yaml().encode())
+        write_text(directory / "config.yaml", config.to_yaml())
         try:
             result = trainer.run()
         finally:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..embedding import atomic_write
 from ..evaluation.protocols import (
     HPSv2Table,
     Job,
@@ -21,6 +20,7 @@ from ..evaluation.protocols import (
     score_jobs,
 )
 from ..evaluation.results import Evaluation
+from ..files import write_text
 from ..rewards import Reward
 
 PROTOCOLS = ("hpsv2", "prompt-set")
@@ -109,7 +109,7 @@ def report_tables(found: Mapping[str, Tables], protocol: str, directory: str | P
         measure: {mode: asdict(entry) for mode, entry in modes.items()} for measure, modes in found.items()
     }
     path = Path(directory) / FILE
-    atomic_write(path, json.dumps({"protocol": protocol, "tables": plain}, indent=2).encode())
+    write_text(path, json.dumps({"protocol": protocol, "tables": plain}, indent=2))
     lines = [line for modes in found.values() for line in (_hpsv2_lines if protocol == "hpsv2" else _lines)(modes)]
     return "\n".join([*lines, str(path)])
 

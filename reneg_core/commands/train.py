@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..embedding import atomic_write
+from ..files import write_text
 from ..model import DiffusionModel
 from ..rewards import Reward, load_reward
 from ..training import Batch, Prompts, Reach, Session, Trainer, TrainResult, reward_gradient, split_prompts
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     with graceful_stop() as should_stop:
         trainer = job.trainer(config, Session(observer, should_stop, args.resume, workers))
         if not quiet:
-            atomic_write(directory / "config.yaml", config.to_yaml().encode())
+            write_text(directory / "config.yaml", config.to_yaml())
         try:
             result = trainer.run()
         finally:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..embedding import atomic_save
+from ..files import write_tensors
 from .config import TrainConfig
 from .loss_scale import LossScale
 from .names import normalised
@@ -69,7 +69,7 @@ class TrainState:
             "state": json.dumps(numbers),
             "context": json.dumps(context, default=list),
         }
-        atomic_save(packed, path, metadata)
+        write_tensors(path, packed, metadata)
 
 
 def load_state(path: Path) -> tuple[TrainState, dict[str, Any]]:

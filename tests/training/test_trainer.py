@@ -11,7 +11,7 @@ import torch
 from doubles import Constant, Curved, Recorder, Wrapped
 
 from reneg_core import NegativeEmbedding, load_embedding
-from reneg_core.embedding import atomic_save
+from reneg_core.files import write_tensors
 from reneg_core.model import Conditioning
 from reneg_core.sampling import Jitter, Sampling, sample
 from reneg_core.training import Batch, Prompts, Reach, Session, TrainConfig, Trainer, reward_gradient, schedule
@@ -311,7 +311,7 @@ def test_resuming_a_run_of_an_older_version(model, tmp_path: Path) -> None:
     numbers = {k: v for k, v in vars(state.progress).items() if k != "best"}
     numbers |= {"updates": state.learner.updates, "loss_scale": 1.0, "skipped_in_a_row": 0}
     metadata = {"format": "reneg-checkpoint-1", "state": json.dumps(numbers), "context": json.dumps(older)}
-    atomic_save(tensors, path, metadata)
+    write_tensors(path, tensors, metadata)
     again = trainer(model, tmp_path, replace(QUICK, steps=1), resume=True).run()
     assert again.steps == 1
     other = replace(QUICK, steps=1, sampling=SAMPLING.changed(steps=4))

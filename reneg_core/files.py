@@ -98,7 +98,7 @@ def _written(path: Path, data: bytes) -> Path:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, path.stat().st_mode if path.exists() else 0o644)
     except BaseException as error:
         if temporary:
             temporary.unlink(missing_ok=True)

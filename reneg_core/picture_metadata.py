@@ -4,53 +4,81 @@ Reading needs Pillow. Writing scores inserts one text chunk into a PNG and leave
 """
 
 import json
-import os
 import re
 import struct
-import tempfile
+import warnings
 import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from reneg_core.files import write_bytes
+from reneg_core.text_file import prompt_fault
 
 SCORES_KEY = "reneg_scores"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 USER_COMMENT = 0x9286  # Exif tag where A1111 puts its parameters in JPEG and WebP
 EXIF_IFD = 0x8769
 TEXT_INPUTS = ("text", "prompt", "string", "value", "text_g", "t5xxl", "clip_l", "text_l")
+ASIDE = ("negative", "model", "clip", "vae", "image", "latent_image")
 Graph = Mapping[str, Mapping[str, object]]
 
 
 def read_prompt(path: Path) -> str | None:
-    """The positive prompt that a picture file says it was made from, None if it says nothing."""
+    """The positive prompt that a picture file says it was made from, None if it says nothing that can be read.
+
+    Errors: OSError; ValueError naming the file for what is no picture.
+    """
+    texts, comment = _texts(path)
+    if "reneg" in texts:
+        prompt = _json(texts["reneg"]).get("prompt")
+    elif "prompt" in texts and (graph := _json(texts["prompt"])):
+        prompt = prompt_of_graph(graph)
+    else:
+        parameters = texts.get("parameters") or _user_comment(comment)
+        prompt = None if parameters is None else prompt_of_parameters(parameters)
+    return None if prompt_fault(prompt) else prompt
+
+
+def _texts(path: Path) -> tuple[dict[str, str], object]:
+    """The texts of a picture by name, and its Exif comment."""
     from PIL import Image
 
-    with Image.open(path) as picture:
-        texts = {key: value for key, value in picture.info.items() if isinstance(value, str)}
-        comment = picture.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
-    if "reneg" in texts:
-        return _json(texts["reneg"]).get("prompt")
-    if "prompt" in texts and (graph := _json(texts["prompt"])):
-        return prompt_of_graph(graph)
-    parameters = texts.get("parameters") or _user_comment(comment)
-    return None if parameters is None else prompt_of_parameters(parameters)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the size of pictures that are only opened here
+            with Image.open(path) as picture:
+                texts = {key: value for key, value in picture.info.items() if isinstance(value, str)}
+                return texts, picture.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:  # damaged pictures break Pillow in many ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ValueError(
+            f"Got {path}, which is no picture that Pillow can read ({reason}). Try opening it in a picture editor and "
+            "saving it again, or leave it out."
+        ) from error
 
 
 def prompt_of_parameters(parameters: str) -> str:
     """The positive prompt of A1111's parameter text: everything before "Negative prompt:" or the line of settings."""
     positive = re.split(r"\n(?=Negative prompt:|Steps: \d)", f"\n{parameters}", maxsplit=1)[0]
-    return re.sub(r"<(lora|lyco|hypernet):[^>]*>", "", positive).strip()
+    return re.sub(r"<(lora|lyco|hypernet):[^<>]{0,300}>", "", positive).strip()
 
 
 def prompt_of_graph(graph: Graph) -> str | None:
     """The positive prompt of ComfyUI's API graph: backwards from the outputs to the first node with a positive input,
     and from there to its text. None if no text is reached."""
     nodes = {str(key): node for key, node in graph.items() if isinstance(node, Mapping)}
+    conditioning = {key: _pruned(node) for key, node in nodes.items()}
     used = {target for node in nodes.values() for _, target in _links(node, nodes)}
+    seen: set[str] = set()
+    barren: set[str] = set()
     for key in (key for key in nodes if key not in used):
-        for node in _backwards(key, nodes):
+        for node in _backwards(key, nodes, seen):
             start = next((target for name, target in _links(node, nodes) if name == "positive"), None)
             start = start or next((target for name, target in _links(node, nodes) if name == "guider"), None)
-            text = None if start is None else _text(start, nodes)
+            text = None if start is None else _text(start, conditioning, barren)
             if text is not None:
                 return text
     return None
@@ -63,40 +91,33 @@ def write_scores(path: Path, scores: Mapping[str, float]) -> None:
     kept = [chunk for chunk in _chunks(data, path) if not chunk[4:].startswith(b"tEXt" + SCORES_KEY.encode() + b"\0")]
     before_pixels = next((i for i, chunk in enumerate(kept) if chunk[4:8] == b"IDAT"), len(kept) - 1)
     kept.insert(before_pixels, _chunk(b"tEXt", entry))
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(PNG_SIGNATURE + b"".join(kept))
-    os.chmod(temporary, path.stat().st_mode)
-    os.replace(temporary, path)
+    write_bytes(path, PNG_SIGNATURE + b"".join(kept))
 
 
 def read_scores(path: Path) -> dict[str, float]:
-    """Scores stored by `write_scores`, {} if there are none."""
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        return _json(picture.info.get(SCORES_KEY, "{}"))
+    """Scores stored by `write_scores`, {} if there are none. Errors: as `read_prompt`."""
+    return _json(_texts(path)[0].get(SCORES_KEY, "{}"))
 
 
 def check_png(path: Path) -> None:
     """Raise ValueError unless scores can be written into `path`."""
     with path.open("rb") as stream:
         if stream.read(8) != PNG_SIGNATURE:
-            raise ValueError(f"{path} is not a PNG; scores are written into PNG files only")
+            raise ValueError(f"Got {path}, which is no PNG: scores can be written into PNG files only. Try without it.")
 
 
 def _chunks(data: bytes, path: Path) -> Iterator[bytes]:
     """The chunks of a PNG with their lengths and checksums."""
     if data[:8] != PNG_SIGNATURE:
-        raise ValueError(f"{path} is not a PNG; scores are written into PNG files only")
+        raise ValueError(f"Got {path}, which is no PNG: scores can be written into PNG files only. Try without it.")
     position = 8
-    while position < len(data):
-        size = struct.unpack(">I", data[position : position + 4])[0] + 12
+    while position + 12 <= len(data):
+        size = struct.unpack_from(">I", data, position)[0] + 12
         yield data[position : position + size]
-        if data[position + 4 : position + 8] == b"IEND":
-            return
         position += size
-    raise ValueError(f"{path} ends before its IEND chunk; the file is incomplete")
+        if data[position - size + 4 : position - size + 8] == b"IEND" and position <= len(data):
+            return
+    raise ValueError(f"Got {path}, which ends before its IEND chunk, expected a whole PNG. Try copying it again.")
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
@@ -114,11 +135,12 @@ def _links(node: Mapping[str, object], nodes: Graph) -> list[tuple[str, str]]:
     return found
 
 
-def _backwards(start: str, nodes: Graph) -> Iterator[Mapping[str, object]]:
-    """Nodes that lead to `start`, nearest first."""
-    queue, seen = [start], {start}
+def _backwards(start: str, nodes: Graph, seen: set[str]) -> Iterator[Mapping[str, object]]:
+    """Nodes that lead to `start`, nearest first, without those `seen` before; adds them to `seen`."""
+    queue = deque([start] if start not in seen else [])
+    seen.add(start)
     while queue:
-        node = nodes[queue.pop(0)]
+        node = nodes[queue.popleft()]
         yield node
         for _, target in _links(node, nodes):
             if target not in seen:
@@ -126,30 +148,20 @@ def _backwards(start: str, nodes: Graph) -> Iterator[Mapping[str, object]]:
                 queue.append(target)
 
 
-def _text(key: str, nodes: Graph) -> str | None:
-    """The text at or behind a conditioning node."""
-    for node in _backwards_through_conditioning(key, nodes):
-        inputs = node.get("inputs", {})
+def _text(key: str, conditioning: Graph, barren: set[str]) -> str | None:
+    """The text at or behind a conditioning node; `barren` are the nodes behind which none was found before."""
+    for node in _backwards(key, conditioning, barren):
         for name in TEXT_INPUTS:
-            if isinstance(inputs.get(name), str):
-                return inputs[name]
+            if isinstance(text := node["inputs"].get(name), str):
+                return text
     return None
 
 
-def _backwards_through_conditioning(start: str, nodes: Graph) -> Iterator[Mapping[str, object]]:
-    """Like `_backwards`, never into a negative, a model or a text encoder."""
-    pruned = {
-        key: {
-            **node,
-            "inputs": {
-                name: value
-                for name, value in dict(node.get("inputs") or {}).items()
-                if name not in ("negative", "model", "clip", "vae", "image", "latent_image")
-            },
-        }
-        for key, node in nodes.items()
-    }
-    return _backwards(start, pruned)
+def _pruned(node: Mapping[str, object]) -> dict[str, object]:
+    """A node without the inputs that lead into a negative, a model or a text encoder."""
+    inputs = node.get("inputs")
+    kept = {name: value for name, value in inputs.items() if name not in ASIDE} if isinstance(inputs, Mapping) else {}
+    return {**node, "inputs": kept}
 
 
 def _user_comment(comment: object) -> str | None:
@@ -162,6 +174,6 @@ def _user_comment(comment: object) -> str | None:
 def _json(text: str) -> dict[str, object]:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

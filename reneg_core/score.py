@@ -1,6 +1,5 @@
 """Scoring picture files: which files, which prompt belongs to each, what every reward says."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from reneg_core.picture_metadata import read_prompt
 from reneg_core.rewards import Reward, RewardMix, load_reward
+from reneg_core.text_file import checked_prompts, read_json, read_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -60,21 +60,25 @@ def find_images(inputs: Sequence[str | Path]) -> list[Path]:
 def prompts_for(paths: Sequence[Path], prompt: str | None = None, prompt_file: Path | None = None) -> list[str | None]:
     """One prompt per picture: `prompt` for all, or from `prompt_file`, or from each picture's own metadata (None if it
     has none). The file holds one prompt per line in the order of the pictures, or is JSON: a list, or an object from
-    file name to prompt."""
+    file name to prompt. Errors: OSError; ValueError for files that hold no such text."""
     if prompt is not None:
         return [prompt] * len(paths)
     if prompt_file is None:
         return [read_prompt(path) for path in paths]
-    text = Path(prompt_file).read_text(encoding="utf-8")
-    entries = json.loads(text) if Path(prompt_file).suffix == ".json" else text.splitlines()
+    path = Path(prompt_file)
+    entries = read_json(path) if path.suffix == ".json" else read_text(path).splitlines()
     if isinstance(entries, Mapping):
-        return [entries.get(str(path), entries.get(path.name)) for path in paths]
+        found = [entries.get(str(picture), entries.get(picture.name)) for picture in paths]
+        checked_prompts([entry for entry in found if entry is not None], path)
+        return found
+    if not isinstance(entries, list):
+        raise ValueError(f"Got {path} with {type(entries).__name__}, expected a list of prompts or names with prompts.")
     if len(entries) != len(paths):
         raise ValueError(
             f"{prompt_file} has {len(entries)} prompts for {len(paths)} pictures; expected as many, "
             "or a JSON object from file name to prompt"
         )
-    return list(entries)
+    return checked_prompts(entries, path)
 
 
 def score_files(

@@ -22,15 +22,15 @@ def printable(text: str) -> str:
     return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def read_text(path: str | Path) -> str:
+def read_text(path: str | Path, most: int = MAX_BYTES) -> str:
     """A text file in UTF-8, or in UTF-16 with a byte order mark; the mark is left out.
 
-    Errors: OSError; ValueError naming the file for more than :data:`MAX_BYTES` and for what is no text.
+    Errors: OSError; ValueError naming the file for more than ``most`` bytes and for what is no text.
     """
     path = Path(path)
     size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise ValueError(f"Got {path} of {size:,} bytes, expected text of at most {MAX_BYTES:,}. Try splitting it.")
+    if size > most:
+        raise ValueError(f"Got {path} of {size:,} bytes, expected text of at most {most:,}. Try splitting it.")
     data = path.read_bytes()
     encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "utf-8")
     try:

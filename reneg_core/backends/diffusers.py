@@ -30,7 +30,10 @@ SIGMA_LIMIT = 4096.0  # where a zero-terminal-SNR schedule, whose last level is 
 def pick_device(name: str = "auto") -> torch.device:
     """``"auto"``: CUDA, then MPS, then CPU; any other name as torch takes it. ValueError if it is not there."""
     if name != "auto":
-        device = torch.device(name)
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"Got device {name!r}, expected auto, cpu, cuda, cuda:1 or mps.") from error
         if (device.type == "cuda" and not torch.cuda.is_available()) or (
             device.type == "mps" and not torch.backends.mps.is_available()
         ):
@@ -91,20 +94,21 @@ def _load_pipeline(source: str, dtype: torch.dtype, config: str | Path | None) -
     from diffusers import StableDiffusionPipeline
 
     path = _resolve(source)
+    if path is not None and path.is_dir() and not (path / "model_index.json").is_file():
+        raise ValueError(f"Got the folder {path} without a model_index.json, expected a diffusers pipeline folder.")
     options: dict[str, Any] = {"torch_dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
+    single = path is not None and path.is_file()
     try:
-        if path is not None and path.is_file():
+        if single:
             extra = {"config": str(config), "local_files_only": Path(config).exists()} if config else {}
             return StableDiffusionPipeline.from_single_file(str(path), **options, **extra)
-        if path is not None and not (path / "model_index.json").is_file():
-            raise ValueError(f"Got the folder {path} without a model_index.json, expected a diffusers pipeline folder.")
         return StableDiffusionPipeline.from_pretrained(str(path or source), **options)
-    except (OSError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # files of another kind, or damaged ones, break the loaders in many ways
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        hint = " For a single file give --config a pipeline folder of the same architecture." if path else ""
+        hint = " Try --model-config FOLDER (in a training: model_config=FOLDER), a pipeline folder of its architecture."
         raise ValueError(
             f"Could not load {source!r} as Stable Diffusion 1.x/2.x ({reason}). Expected a diffusers pipeline folder, "
-            f"a .safetensors checkpoint, or a hub id.{hint}"
+            f"a .safetensors checkpoint, or a hub id.{hint if single and not config else ''}"
         ) from error
 
 
@@ -126,6 +130,12 @@ def _resolve(source: str) -> Path | None:
 
 def _check_parts(pipeline: Any) -> int:
     """Refuse inpainting, depth and mixed-up pipelines; returns the text width D."""
+    missing = [n for n in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if getattr(pipeline, n) is None]
+    if missing:
+        raise ValueError(
+            f"Got a model without {', '.join(missing)}, expected a whole Stable Diffusion. Try a pipeline folder, or a "
+            "checkpoint that holds all parts."
+        )
     width = pipeline.text_encoder.config.hidden_size
     unet, latent = pipeline.unet.config, pipeline.vae.config.latent_channels
     if unet.in_channels != latent:
@@ -150,6 +160,7 @@ class DiffusersModel(DiffusionModel):
     def __init__(self, pipeline: Any, name: str) -> None:
         from diffusers import DDIMScheduler
 
+        width = _check_parts(pipeline)
         self.pipeline = pipeline
         self.name = name
         self.device = torch.device(pipeline.device)
@@ -158,7 +169,6 @@ class DiffusersModel(DiffusionModel):
         self.prediction = self.scheduler.config.prediction_type
         if self.prediction not in ("epsilon", "v_prediction", "sample"):
             raise ValueError(f"Got prediction type {self.prediction!r}, expected epsilon, v_prediction or sample.")
-        width = _check_parts(pipeline)
         self.family = family_of_width(width)
         self.width = width
         self.max_tokens = pipeline.tokenizer.model_max_length

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import check_folder
 from ..score import ScoredImage, find_images, load_rewards, prompts_for, score_files
+from ..text_file import printable
+from .values import prompt_text, whole_number
 
 DESCRIPTION = """\
 Score pictures with reward models. Higher is better; a mix is standardised part by part.
@@ -35,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="SPEC",
         help="name, mix or python file; repeat for several (see: reneg rewards)",
     )
-    parser.add_argument("--prompt", help="the same prompt for every picture")
+    parser.add_argument("--prompt", type=prompt_text, help="the same prompt for every picture")
     parser.add_argument(
         "--prompts",
         type=Path,
@@ -46,10 +49,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the networks (%(default)s)")
     parser.add_argument("--preprocess", choices=("exact", "smooth"), help="default: exact, as published")
-    parser.add_argument("--batch-size", type=int, default=16, help="pictures of one size at once (%(default)s)")
+    parser.add_argument(
+        "--batch-size", type=whole_number(1), default=16, help="pictures of one size at once (%(default)s)"
+    )
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
     parser.add_argument("--sort", metavar="NAME", nargs="?", const="", help="best first, by this column or the first")
-    parser.add_argument("--top", type=int, metavar="K", help="only the best K (implies --sort)")
+    parser.add_argument("--top", type=whole_number(1), metavar="K", help="only the best K (implies --sort)")
     parser.add_argument("--write-metadata", action="store_true", help="store the scores in the PNG files")
     parser.set_defaults(run=run)
 
@@ -79,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     if args.write_metadata:
         for path in paths:
             check_png(path)
+        for folder in {path.parent for path in paths}:
+            check_folder(folder)
     prompts = prompts_for(paths, args.prompt, args.prompts)
     reward = load_rewards(args.reward, **reward_options(args))
     results = _with_progress(args, reward, paths, prompts)
@@ -93,7 +100,9 @@ def reward_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments for `load_reward` from the command line; what was not given is left out."""
     import torch
 
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    from ..backends.diffusers import pick_device
+
+    device = pick_device(args.device)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.dtype]
     given = {name: getattr(args, name) for name in ("config", "vocab", "merges", "preprocess")}
     given |= {"search_dirs": args.search_dir, "download": args.download, "weights": weights_of(args.weights)}
@@ -112,8 +121,6 @@ def weights_of(entries: Sequence[str]) -> str | dict[str, str] | None:
 
 def select(results: Sequence[ScoredImage], sort: str | None, top: int | None) -> list[ScoredImage]:
     """Best first by column `sort` (empty: the first column) and cut to `top`; in the given order if neither is set."""
-    if top is not None and top < 1:
-        raise ValueError(f"--top: got {top}, expected at least 1")
     if sort is None and top is None:
         return list(results)
     names = list(results[0].scores)
@@ -128,7 +135,7 @@ def as_json(results: Sequence[ScoredImage]) -> str:
         {"image": str(r.image), "prompt": r.prompt, "score": r.score, "scores": r.scores, "truncated": r.truncated}
         for r in results
     ]
-    return json.dumps(rows, indent=2, ensure_ascii=False)
+    return printable(json.dumps(rows, indent=2, ensure_ascii=False))
 
 
 def as_csv(results: Sequence[ScoredImage]) -> str:
@@ -141,8 +148,17 @@ def as_csv(results: Sequence[ScoredImage]) -> str:
 
 
 def inert(text: object) -> str:
-    """Text that no spreadsheet takes for a formula: an apostrophe goes before a leading = + - @ or tab."""
-    return f"'{text}" if str(text).startswith(tuple("=+-@\t\r")) else str(text)
+    """Text that no spreadsheet takes for a formula, nor a terminal for a command.
+
+    An apostrophe goes before a leading = + - @ (also in full width), tab or line break, spaces before it or not.
+    """
+    text = printable(str(text))
+    return f"'{text}" if text.lstrip(" ").startswith(tuple("=+-@\t\r\n＝＋－＠")) else text
+
+
+def one_line(prompt: str) -> str:
+    """The beginning of a prompt without its line breaks."""
+    return " ".join(prompt.split())[:60]
 
 
 def as_table(results: Sequence[ScoredImage]) -> str:
@@ -152,8 +168,8 @@ def as_table(results: Sequence[ScoredImage]) -> str:
     lines = ["  ".join([f"{'image':<{width}}", *(f"{name:>10}" for name in names), "prompt"])]
     for r in results:
         numbers = [f"{r.scores[name]:>{max(10, len(name))}.4f}" for name in names]
-        lines.append("  ".join([f"{r.image!s:<{width}}", *numbers, ("* " if r.truncated else "") + r.prompt[:60]]))
-    return "\n".join(lines)
+        lines.append("  ".join([f"{r.image!s:<{width}}", *numbers, ("* " if r.truncated else "") + one_line(r.prompt)]))
+    return printable("\n".join(lines))
 
 
 def _with_progress(

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
@@ -149,9 +149,23 @@ def _load_one(
         given = {key: value for key, value in given.items() if key in cls.options_for_loading}
         if "shared" in cls.options_for_loading:
             given["shared"] = shared
-    reward = cls.load(weights=_weights_of(weights, name), device=device, dtype=dtype, **fixed, **given)
+    weights = _weights_of(weights, name)
+    _check_options(cls, name, [*given, *(["weights"] if weights is not None else [])])
+    reward = cls.load(weights=weights, device=device, dtype=dtype, **fixed, **given)
     reward.name = reward.name or name
     return reward.eval().requires_grad_(False)
+
+
+def _check_options(cls: type[Reward], name: str, given: Sequence[str]) -> None:
+    """Refuse options that the class does not take (ValueError); nothing is known of a `load` that takes any."""
+    own = cls.load.__func__ is not Reward.load.__func__
+    named = inspect.signature(cls.load if own else cls.__init__).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in named.values()) and not cls.options_for_loading:
+        return
+    unused = sorted(set(given) - set(named) - cls.options_for_loading)
+    if unused:
+        known = ", ".join(sorted(cls.options_for_loading)) or "none"
+        raise ValueError(f"Got {', '.join(unused)} for the reward {name}, which takes {known}. Try without.")
 
 
 def _resolve(name: str) -> tuple[type[Reward], dict[str, object]]:

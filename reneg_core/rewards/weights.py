@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from reneg_core import text_file
 from reneg_core.rewards.checkpoint import SUFFIXES, Checkpoint
 
 SEARCH_VARIABLE = "RENEG_REWARD_MODELS"
@@ -116,8 +117,8 @@ def read_json_beside(
 def _object(path: Path) -> dict[str, object]:
     """The JSON object in a file that may hold anything."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        data = text_file.read_json(path)
+    except ValueError:
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -126,10 +127,7 @@ def read_json(source: Mapping[str, object] | str | os.PathLike) -> dict[str, obj
     """A configuration given as a mapping or as the path of a JSON file."""
     if isinstance(source, Mapping):
         return dict(source)
-    try:
-        data = json.loads(Path(source).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source} is not valid JSON ({error})") from error
+    data = text_file.read_json(source)
     if not isinstance(data, dict):
         raise ValueError(f"{source}: expected a JSON object, got {type(data).__name__}")
     return data

@@ -168,7 +168,7 @@ class Trainer:
             self._checkpoint()
             raise FloatingPointError(
                 f"Got NaN or infinite gradients in {MAX_SKIPPED} steps in a row at step {progress.step}; the best so "
-                f"far is in {self.files.best}. Try --dtype bf16 or fp32, or a lower learning rate."
+                f"far is in {self.files.best}. Try the precision bf16 or fp32, or a lower learning rate."
             )
 
     def _gradient(self) -> tuple[dict[str, Tensor], float]:

@@ -167,7 +167,8 @@ def _odd_archive(chance: random.Random, wholes: dict[str, bytes]) -> tuple[str, 
             content = old.read(name)
             if "data/" in name and chance.random() < 0.5:
                 content = bytes(chance.choice((0, 2**10, 2**22)))
-            new.writestr(name if chance.random() < 0.95 else odd_text(chance)[:40].replace("\ud800", ""), content)
+            other = "a" + odd_text(chance)[:40].replace("\ud800", "")
+            new.writestr(name if chance.random() < 0.95 else other, content)
         if chance.random() < 0.2:
             new.writestr("other/data.pkl", old.read("archive/data.pkl"))
         if chance.random() < 0.1:

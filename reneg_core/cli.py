@@ -59,8 +59,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         args.overrides += [text for text in rest if _is_setting(text)]
         rest = [text for text in rest if not _is_setting(text)]
     if rest:
-        settings = "; settings are written name=value, without dashes" if hasattr(args, "overrides") else ""
-        parser.error(f"{args.command}: unknown arguments {' '.join(rest)}{settings}")
+        hint = "; settings are written name=value, without dashes" if hasattr(args, "overrides") else ""
+        rest += [text for text in getattr(args, "overrides", []) if not _is_setting(text)]
+        parser.prog = f"{parser.prog} {args.command}"
+        parser.error(f"unknown arguments {' '.join(rest)}{hint}")
     return args
 
 

@@ -62,7 +62,7 @@ def apply_settings(graph: Graph, settings: Sequence[str]) -> None:
             raise ValueError(f"Got the setting {setting!r}, expected node.input=value, for example 3.steps=20.")
         inputs = graph[find_node(graph, name)]["inputs"]
         if field not in inputs:
-            raise ValueError(f"Node {name} has no input {field!r}; it has {', '.join(inputs) or 'none'}.")
+            raise ValueError(f"Node {name} has no input {field!r}, expected one of {', '.join(inputs) or 'none'}.")
         inputs[field] = _value(text)
 
 
@@ -77,7 +77,7 @@ def find_node(graph: Graph, name: str) -> str:
         if found:
             raise ValueError(f"Got the node {name!r}, which is {len(found)} nodes: use an id, {', '.join(found)}.")
     known = ", ".join(f"{node_id} ({_title(node)})" for node_id, node in graph.items())
-    raise ValueError(f"No node {name!r} in the workflow; there are {known}.")
+    raise ValueError(f"No node {name!r} in the workflow, expected one of {known}.")
 
 
 def _title(node: Mapping[str, Any]) -> str:

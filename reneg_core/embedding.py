@@ -304,8 +304,8 @@ def _from_own_layout(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
         )
     try:
         provenance = _read_provenance(metadata.get("provenance", "{}"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"Got unreadable provenance in {path.name} ({error}); the file was altered.") from error
+    except ValueError as error:
+        raise ValueError(f"Got unreadable provenance in {path.name} ({error}). Try the file's original.") from error
     layout = ("tokens", "mask", "pooled") if "tokens" in tensors else ("conditioning_data_0", "attention_mask_0", "")
     tokens, mask, pooled = (tensors.get(key) for key in layout)
     if tokens is None:
@@ -318,7 +318,10 @@ def _read_provenance(text: str) -> Provenance:
     """Errors: ValueError for what is no JSON, too large or nested too deeply, and for values of another type."""
     if len(text) > MAX_PROVENANCE:
         raise ValueError(f"{len(text):,} characters, expected at most {MAX_PROVENANCE:,}")
-    stored = json.loads(text)
+    try:
+        stored = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"nested more than {MAX_NESTING} deep") from error
     if not isinstance(stored, dict):
         raise ValueError(f"got {type(stored).__name__}, expected names and values")
     if nesting(stored) > MAX_NESTING:
@@ -352,7 +355,7 @@ def _pick_tensors(path: Path, tensors: Mapping[Any, Any]) -> tuple[Tensor, Tenso
     if TEXTUAL_INVERSION_KEYS & set(tensors):
         raise ValueError(
             f"{path.name} is a textual-inversion embedding (vectors at the text encoder's input); a ReNeg embedding is "
-            "the encoder's output. Use it in a prompt as embedding:name instead."
+            "the encoder's output. Try it in a prompt, as embedding:name."
         )
     if "conditioning_data_0" in tensors:
         return tensors["conditioning_data_0"], tensors.get("attention_mask_0"), None

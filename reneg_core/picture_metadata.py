@@ -103,13 +103,13 @@ def check_png(path: Path) -> None:
     """Raise ValueError unless scores can be written into `path`."""
     with path.open("rb") as stream:
         if stream.read(8) != PNG_SIGNATURE:
-            raise ValueError(f"Got {path}, which is no PNG: scores can be written into PNG files only. Try without it.")
+            raise ValueError(f"Got {path}, which is not a PNG: scores can be written into PNGs only. Try without it.")
 
 
 def _chunks(data: bytes, path: Path) -> Iterator[bytes]:
     """The chunks of a PNG with their lengths and checksums."""
     if data[:8] != PNG_SIGNATURE:
-        raise ValueError(f"Got {path}, which is no PNG: scores can be written into PNG files only. Try without it.")
+        raise ValueError(f"Got {path}, which is not a PNG: scores can be written into PNGs only. Try without it.")
     position = 8
     while position + 12 <= len(data):
         size = struct.unpack_from(">I", data, position)[0] + 12
@@ -117,7 +117,7 @@ def _chunks(data: bytes, path: Path) -> Iterator[bytes]:
         position += size
         if data[position - size + 4 : position - size + 8] == b"IEND" and position <= len(data):
             return
-    raise ValueError(f"Got {path}, which ends before its IEND chunk, expected a whole PNG. Try copying it again.")
+    raise ValueError(f"Got {path}, which ends before its IEND chunk: the file is incomplete. Try copying it again.")
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

@@ -26,6 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
 from fuzzing import TARGETS, Target
 
 SECONDS = 5.0
@@ -79,6 +80,7 @@ def _work(read: Callable[[Path], None], path: Path, documented: tuple[type[Excep
     """The child: limits, silence, the call, one line of JSON, and no way back."""
     resource.setrlimit(resource.RLIMIT_CPU, (2 * int(SECONDS), 2 * int(SECONDS)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    torch.set_num_threads(1)  # a forked process has none of its parent's threads
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     tempfile.tempdir = str(path.parent)

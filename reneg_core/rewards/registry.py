@@ -158,8 +158,8 @@ def _load_one(
 
 def _check_options(cls: type[Reward], name: str, given: Sequence[str]) -> None:
     """Refuse options that the class does not take (ValueError); nothing is known of a `load` that takes any."""
-    own = cls.load.__func__ is not Reward.load.__func__
-    named = inspect.signature(cls.load if own else cls.__init__).parameters
+    builder = cls.__init__ if cls.load.__func__ is Reward.load.__func__ else cls.load
+    named = {} if builder is torch.nn.Module.__init__ else inspect.signature(builder).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in named.values()) and not cls.options_for_loading:
         return
     unused = sorted(set(given) - set(named) - cls.options_for_loading)

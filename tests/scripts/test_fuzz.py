@@ -1,0 +1,84 @@
+"""The fuzzer on a few files of each kind, and what it must notice."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+fuzz = pytest.importorskip("fuzz", reason="needs os.fork and resource, which Windows lacks", exc_type=ImportError)
+
+
+@pytest.mark.parametrize(("name", "count"), [("embeddings", 120), ("configs", 60)])
+def test_every_file_is_read_or_refused_as_documented(name: str, count: int) -> None:
+    result = fuzz.report(name, count, 1, list(fuzz.run(fuzz.TARGETS[name], count, 1, None)), 0)
+    assert result["what"] == {} and result["read"] + result["refused"] == count
+    assert result["read"] >= 3, "files that are sound are among them"
+
+
+def test_the_same_seed_makes_the_same_files(tmp_path: Path) -> None:
+    def made(folder: Path) -> list[bytes]:
+        folder.mkdir()
+        make = fuzz.TARGETS["configs"].maker(folder)
+        return [make(random.Random(f"x/{i}"))[1].read_bytes() for i in range(20)]
+
+    assert made(tmp_path / "a") == made(tmp_path / "b")
+
+
+def busy(path: Path) -> None:
+    clock = time.process_time()
+    while time.process_time() - clock < 1.5:
+        pass
+
+
+def large(path: Path) -> None:
+    bytearray(os.urandom(1024)) * 700_000
+
+
+def runs_code(path: Path) -> None:
+    os.system("true")
+
+
+def dies(path: Path) -> None:
+    os.kill(os.getpid(), 9)
+
+
+def wrong(path: Path) -> None:
+    raise KeyError("x")
+
+
+@pytest.mark.parametrize(
+    ("read", "fault"),
+    [
+        (busy, "processor time"),
+        (large, " MiB"),
+        (runs_code, "ran code"),
+        (dies, "ended with -9"),
+        (wrong, "KeyError"),
+    ],
+)
+def test_what_is_wrong_is_noticed(tmp_path: Path, read: object, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz, "SECONDS", 1.0)
+    monkeypatch.setattr(fuzz, "MEBIBYTES", 600.0)
+    assert fault in fuzz.in_a_process(read, tmp_path / "x", (ValueError,)).fault
+
+
+def test_what_is_documented_is_no_fault(tmp_path: Path) -> None:
+    def refused(path: Path) -> None:
+        raise ValueError("no")
+
+    outcome = fuzz.in_a_process(refused, tmp_path / "x", (ValueError,))
+    assert (outcome.verdict, outcome.message, outcome.fault) == ("refused", "no", "")
+
+
+def test_the_command_says_what_it_found() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPTS / "fuzz.py"), "configs", "--count", "4"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0 and '"count": 4' in found.stdout and '"faults": 0' in found.stdout

@@ -53,7 +53,7 @@ def explained(name: str, work: Callable[[], int], show_traceback: bool = False) 
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return REFUSED
     except KeyboardInterrupt as error:
-        _say(name, f"stopped by {error or 'Ctrl-C'} before it was done.")
+        _say(name, f"stopped by {str(error) or 'Ctrl-C'} before it was done.")
         return STOPPED
     except Exception as error:
         if show_traceback:

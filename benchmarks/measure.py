@@ -77,4 +77,4 @@ def publish(name: str, result: Mapping[str, Any]) -> None:
     line = json.dumps({"benchmark": name, "machine": machine(), **result})
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(line + "\n", encoding="utf-8")
-    print(line)
+    print(line if len(line) < 4000 else f"{RESULTS.name}/{name}.json, {len(line)} characters")

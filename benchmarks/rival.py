@@ -4,7 +4,7 @@
 
 1. Every declared candidate (`reneg_core.tiny.rivals.candidates`) at strengths 1, 2 and 3.
 2. The best of them at every strength and every guidance scale.
-3. The best of those with each word of the world added or left out.
+3. The best of those with each word of the world added or left out, and the best of all so far once more so.
 4. The finalists once more on fresh noises; the winner is `best_text`. The empty prompt and the plain words get their
    own best guidance scale on the same pairs.
 
@@ -29,7 +29,7 @@ from reneg_core.tiny.rivals import SCALES, STRENGTHS, Rival, candidates, final_p
 
 TARGET = Path(__file__).resolve().parent.parent / "reneg_core" / "tiny" / "rivals.json"
 FIRST_SCALE = 4.0
-KEPT_TEXTS, GROWN, FINALISTS = 12, 3, 12
+KEPT_TEXTS, GROWN, ROUNDS, FINALISTS = 12, 3, 2, 12
 
 
 def score(rivals: Iterable[Rival], pairs: Pairs) -> dict[Rival, float]:
@@ -64,13 +64,17 @@ def main() -> None:
     first = score((Rival(text, s, FIRST_SCALE) for text in candidates() for s in (1.0, 2.0, 3.0)), small)
     texts = list(dict.fromkeys(rival.text for rival in best(first, len(first))))[:KEPT_TEXTS]
     second = score((Rival(text, s, scale) for text in texts for s in STRENGTHS for scale in SCALES), large)
-    third = score((change for rival in best(second, GROWN) for change in grown(rival)), large)
+    changed: dict[Rival, float] = {}
+    for _ in range(ROUNDS):
+        leaders = best({**second, **changed}, GROWN)
+        changes = dict.fromkeys(change for rival in leaders for change in grown(rival))
+        changed |= score((change for change in changes if change not in changed), large)
     fresh = Pairs(*final_pairs())
-    last = score(best({**second, **third}, FINALISTS), fresh)
+    last = score(best({**second, **changed}, FINALISTS), fresh)
     plain = {name: score((Rival(text, 1.0, s) for s in SCALES), fresh) for name, text in PLAIN.items()}
     winners = {name: best(scores, 1)[0] for name, scores in (*plain.items(), ("best_text", last))}
     TARGET.write_text(json.dumps({name: asdict(rival) for name, rival in winners.items()}, indent=1) + "\n", "utf-8")
-    stages = {"candidates": first, "strengths and scales": second, "grown": third, "finalists": last, **plain}
+    stages = {"candidates": first, "strengths and scales": second, "grown": changed, "finalists": last, **plain}
     rollouts = sum(len(s) * n for s, n in zip(stages.values(), (24, 48, 48, 192, 192, 192), strict=True))
     publish(
         "rival",

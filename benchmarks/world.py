@@ -14,7 +14,6 @@ from flaws import seen_through_the_autoencoder, shares, train
 from lab import MEASURE, encoded, judge, learn, means, recipe, test_pairs, world
 from measure import publish
 
-from reneg_core.commands.demo import best_scale
 from reneg_core.evaluation import Keep, Mode, evaluate, grid
 from reneg_core.evaluation.modes import exaggerate
 from reneg_core.sampling import Sampling
@@ -71,8 +70,8 @@ def costs() -> dict[str, dict[str, float]]:
 
 
 def grids() -> dict[str, float]:
-    """Mean measure of the empty prompt on 144 test pairs, sampler by sampler, at the demo's guidance scale."""
-    scale, null = recipe().sampling.guidance.scale, Mode(encoded([""]))
+    """Mean measure of the empty prompt on 144 test pairs, sampler by sampler, at its best guidance scale."""
+    scale, null = rivals()["none"].guidance_scale, Mode(encoded([""]))
     chosen = {sampling.describe(): sampling.at_scale(scale) for sampling in GRIDS}
     modes = {str(i): Mode(null.negative, "", sampling) for i, sampling in enumerate(chosen.values())}
     found = judge(test_pairs(2, seed=6), modes, recipe().sampling)
@@ -99,7 +98,7 @@ def main() -> None:
         for name, rival in found.items()
     } | {"embedding": embedding.conditioning()}
     scale = {name: rival.guidance_scale for name, rival in found.items()}
-    scale["embedding"] = best_scale(world()[0], embedding, config.sampling)
+    scale["embedding"] = config.sampling.guidance.scale
     modes = {name: Mode(row, name, config.sampling.at_scale(scale[name])) for name, row in rows.items()}
     pairs = test_pairs(4, seed=7)
     kept = evaluate(

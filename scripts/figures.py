@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "docs/recipes.md", "docs/benchmarks.md", "reneg_core/tiny/README.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/recipes.md",
+    "docs/benchmarks.md",
+    "docs/evaluation.md",
+    "reneg_core/tiny/README.md",
+)
 MARK = re.compile(r"<!--=([^>]*?)-->(.*?)<!--/-->", re.DOTALL)
 MEASURE = "independent"
 
@@ -86,16 +92,9 @@ def gain(first: str, second: str, seed: str = "0") -> str:
 
 
 @figure
-def first_reward_gain() -> str:
-    """The claim with an earlier reward."""
-    found = results("claim_first_reward")["runs"][0]["against"]["embedding>best_text"]
-    return _signed(found["difference"], found["interval"])
-
-
-@figure
-def scale_by_reward(seed: str) -> str:
-    """The claim when the reward chose the learned negative's guidance scale."""
-    found = results("claim_scale_by_reward")["runs"][int(seed)]["against"]["embedding>best_text"]
+def attempt(name: str, seed: str = "0") -> str:
+    """Learned against the strongest text in an earlier attempt at the claim."""
+    found = results(name)["runs"][int(seed)]["against"]["embedding>best_text"]
     return f"{_signed(found['difference'], found['interval'])}, {found['wins']:.0%} of the pairs"
 
 
@@ -139,6 +138,15 @@ def rival(name: str) -> str:
 
 
 @figure
+def learning_rollouts() -> str:
+    """Trajectories that one training of the demo samples."""
+    from reneg_core.training.run_config import load_run_config
+
+    config = load_run_config("demo").train_config()
+    return str(config.steps * config.batch_size)
+
+
+@figure
 def rival_table(count: str = "8") -> str:
     """The finalists of the search, and the empty prompt and plain words at their best scales."""
     found = results("rival")
@@ -170,38 +178,36 @@ def samplers_table() -> str:
 
 @figure
 def recipes_table() -> str:
-    """Every recipe, a mean over its seeds with the smallest and largest."""
-    rows = []
+    """Every recipe, a mean over its seeds with the smallest and largest, and beside ours."""
+    beside, rows = results("recipes")["beside"], []
     for name, entry in results("recipes")["recipes"].items():
         runs = list(entry["runs"].values())
-        against = [run["against"]["best_text"] for run in runs]
         seconds = f"{sum(run['seconds'] for run in runs) / len(runs):.0f}"
-        reward = _spread([run["means"]["learned"]["reward"] for run in runs], 2)
-        measured = _spread([run["means"]["learned"][MEASURE] for run in runs], 3)
-        above = _spread([one["difference"] for one in against], 3, "+")
-        rows.append(
-            [name, seconds, reward, measured, above, f"{sum(a['interval'][0] > 0 for a in against)} of {len(runs)}"]
-        )
-    head = ["recipe", "seconds", "reward", "independent measure", "above the strongest text", "significantly"]
+        reward = _spread([run["reward"] for run in runs], 2)
+        measured = _spread([run[MEASURE] for run in runs], 3)
+        less = [_signed(one[0], one[1:]) for one in (beside[name]["ours"], beside[name]["best_text"])]
+        rows.append([name, seconds, reward, measured, *(less if name != "ours" else ["", less[1]])])
+    head = [
+        "recipe",
+        "seconds",
+        "reward",
+        "independent measure",
+        "less that of ours",
+        "less that of the strongest text",
+    ]
     return _table(head, rows)
 
 
-def _spread(values: list[float], places: int, sign: str = "") -> str:
-    low, mean, high = (f"{value:{sign}.{places}f}" for value in (min(values), sum(values) / len(values), max(values)))
+def _spread(values: list[float], places: int) -> str:
+    low, mean, high = (f"{value:.{places}f}" for value in (min(values), sum(values) / len(values), max(values)))
     return f"{mean} ({low} to {high})"
 
 
 @figure
 def recipe(name: str, key: str) -> str:
-    """Mean over a recipe's seeds: seconds, reward, measure, gain."""
+    """Mean over a recipe's seeds: seconds, reward, measure."""
     runs = list(results("recipes")["recipes"][name]["runs"].values())
-    find = {
-        "seconds": lambda run: run["seconds"],
-        "reward": lambda run: run["means"]["learned"]["reward"],
-        "measure": lambda run: run["means"]["learned"][MEASURE],
-        "gain": lambda run: run["against"]["best_text"]["difference"],
-    }[key]
-    value = sum(map(find, runs)) / len(runs)
+    value = sum(run[MEASURE if key == "measure" else key] for run in runs) / len(runs)
     return f"{value:.0f}" if key == "seconds" else f"{value:.3f}"
 
 
@@ -249,6 +255,89 @@ def shares_table() -> str:
         right = f"{one['found']:.0%} / {one['false']:.0%}" if one else ""
         rows.append([name, *(f"{mode[name]:.0%}" for mode in found.values()), right])
     head = ["flaw", *(WORDS.get(mode, "training pictures") for mode in found), "counter finds / imagines"]
+    return _table(head, rows)
+
+
+@figure
+def coverage_table() -> str:
+    """How often a 95 % interval holds the truth, in percent."""
+    found = results("coverage")["coverage"]
+    rows = [[design, *(f"{100 * share:.1f}" for share in shares.values())] for design, shares in found.items()]
+    return _table(["prompts x noises", *next(iter(found.values()))], rows)
+
+
+@figure
+def machine(name: str) -> str:
+    """What a benchmark ran on."""
+    found = results(name)["machine"]
+    torch, threads = found["torch"].split("+")[0], found["threads"]
+    return f"torch {torch}, {found['device']}, {threads} thread{'s' * (threads > 1)}"
+
+
+@figure
+def number(name: str, path: str, places: str = "2", scale: str = "1") -> str:
+    """Any number of a results file: ``sd15_full_size:seconds.denoise, no gradient:3``."""
+    value = results(name)
+    for key in path.split("."):
+        value = value[int(key) if isinstance(value, list) else key]
+    return f"{value * float(scale):.{places}f}"
+
+
+def _beside(seconds: dict[str, float], plain: str, ours: str, places: int) -> list[str]:
+    return [f"{seconds[plain]:.{places}f}", f"{seconds[ours]:.{places}f} ({seconds[ours] / seconds[plain]:.2f}x)"]
+
+
+@figure
+def step_table() -> str:
+    """A training step's parts, plain and ours."""
+    found = results("training_step_tiny")
+    rows = []
+    for unit, values, places in (("s", found["seconds"], 3), ("peak MiB", found["peak_mib"], 0)):
+        for part in ("UNet part", "gradient part", "whole step"):
+            light = values.get(f"{part}, ours checkpointed")
+            cells = _beside(values, f"{part}, plain", f"{part}, ours", places)
+            share = f"{light:.{places}f} ({light / values[f'{part}, plain']:.2f}x)" if light else ""
+            rows.append([f"{part}, {unit}", *cells, share])
+    return _table(["part", "plain", "ours", "ours, checkpointed"], rows)
+
+
+@figure
+def full_size_table() -> str:
+    """The stages of a step at SD1.5's size."""
+    found = results("sd15_full_size")
+    rows = [[stage, f"{value:.3f}"] for stage, value in found["seconds"].items()]
+    rows += [
+        ["whole step", f"{found['whole_step']:.1f}"],
+        ["floor: the passes that cannot be avoided", f"{found['floor']:.1f}"],
+    ]
+    return _table(["stage", "s"], rows)
+
+
+@figure
+def originals_table() -> str:
+    """The reward models beside their authors' packages."""
+    rows = []
+    for name in ("rewards_image_reward_fp32", "rewards_hpsv2.1_fp32", "rewards_hpsv2.1_bf16"):
+        found = results(name)
+        theirs, ours = found["original"], found["ours"]
+        rows.append(
+            [
+                f"{found['reward']}, {found['pictures_per_call']} a call, {found['dtype']}",
+                *(f"{side['seconds_per_call']:.2f}" for side in (theirs, ours)),
+                f"{found['speed_up']:.2f}x",
+                *(f"{side['peak_gib']:.1f}" for side in (theirs, ours)),
+                f"{found['largest_score_difference']:.1e}",
+            ]
+        )
+    head = [
+        "reward",
+        "original, s a call",
+        "ours",
+        "throughput",
+        "original, peak GiB",
+        "ours",
+        "largest score difference",
+    ]
     return _table(head, rows)
 
 

@@ -10,21 +10,18 @@ from ..embedding import NegativeEmbedding
 from ..evaluation import (
     Evaluation,
     Keep,
-    Mode,
     Pairs,
     Rivals,
     Words,
     compare_rivals,
-    evaluate,
     headline,
     prepare_folder,
     write_report,
 )
-from ..evaluation.modes import BEST_TEXT, EMBEDDING, NONE, TEXT
+from ..evaluation.modes import BEST_TEXT, EMBEDDING, TEXT
 from ..files import write_text
 from ..model import DiffusionModel
 from ..rewards import Reward
-from ..sampling import Sampling
 from ..training import AdaptConfig, Session, TrainConfig
 from ..training.config import RolloutConfig
 from ..training.run_config import load_run_config
@@ -35,11 +32,12 @@ from .train import prepare, report_result
 
 DESCRIPTION = """\
 Learn a negative embedding for the embedded tiny world (a few minutes on two slow cores), then compare it, on held-out
-prompts, with the empty prompt, a handwritten negative prompt, the strongest text that a search found, and per-sample
-adaptation, each at the guidance scale that serves it best. Leaves negative.safetensors, report.html, report.json,
-curve.png and grid.png. Interrupted, it goes on where it was when called again.
+prompts, with the empty prompt, a handwritten negative prompt and the strongest text that a search found, each at the
+guidance scale that serves it best, and with per-sample adaptation. Leaves negative.safetensors, report.html,
+report.json, curve.png and grid.png. Interrupted, it goes on where it was when called again.
 """
 TEST_PROMPTS, NOISES, PICTURES, LOSSES, BATCH = 64, 4, 8, 6, 64
+NOISE_SEED = 10  # noises that no earlier recipe was judged on
 
 
 def add_parser(subparsers: Any) -> None:
@@ -93,42 +91,29 @@ def compare_negatives(
 ) -> Evaluation:
     """The embedding against the empty prompt and handwritten negatives, and adapted per pair, on 256 test pairs.
 
-    Every negative is sampled at the guidance scale that serves it best on the same validation pairs, by the measure
-    that judges here (the rivals': :func:`reneg_core.tiny.rivals.rivals`). The measure chooses nothing else about the
-    embedding, while it chose the strongest text itself.
+    The rivals are sampled at the guidance scale that serves each best by the measure that judges here, on validation
+    pairs (:func:`reneg_core.tiny.rivals.rivals`); the measure chose the strongest text itself, too. The embedding is
+    sampled at the scale that it was learned for.
     """
     from ..tiny import test_prompts
     from ..tiny.rivals import rivals
 
     written = rivals()
-    scales = {name: rival.guidance_scale for name, rival in written.items()}
-    scales[EMBEDDING] = best_scale(model, embedding, config.sampling)
-    samplings = {name: config.sampling.at_scale(scales[name]) for name in (NONE, TEXT, BEST_TEXT, EMBEDDING)}
+    samplings = {name: config.sampling.at_scale(rival.guidance_scale) for name, rival in written.items()}
     compared = Rivals(
         texts={name: Words(written[name].text, written[name].strength) for name in (TEXT, BEST_TEXT)},
         embeddings={EMBEDDING: embedding},
-        adapted=adaptation(config, samplings[EMBEDDING]),
+        adapted=adaptation(config),
         samplings=samplings,
     )
-    pairs = Pairs.own(test_prompts()[:TEST_PROMPTS], NOISES)
+    pairs = Pairs.own(test_prompts()[:TEST_PROMPTS], NOISES, NOISE_SEED)
     return compare_rivals(
         model, pairs, compared, judges_of(reward, "tiny", {}), config.sampling,
         keep=Keep(PICTURES, LOSSES), batch_size=BATCH, progress=progress,
     )  # fmt: skip
 
 
-def best_scale(model: DiffusionModel, embedding: NegativeEmbedding, sampling: Sampling) -> float:
-    """The guidance scale that serves the embedding best by the measure, on the pairs that chose the rivals' scales."""
-    from ..tiny import measure
-    from ..tiny.rivals import SCALES, final_pairs
-
-    row = embedding.conditioning()
-    modes = {f"at {scale:g}": Mode(row, "", sampling.at_scale(scale)) for scale in SCALES}
-    found = evaluate(model, Pairs(*final_pairs()), modes, {"independent": measure}, sampling, batch_size=BATCH)
-    return max(SCALES, key=lambda scale: found.mean("independent", f"at {scale:g}").value)
-
-
-def adaptation(config: TrainConfig, sampling: Sampling) -> AdaptConfig:
-    """The per-sample recipe that goes with a training's settings, for one ``sampling``: six steps."""
+def adaptation(config: TrainConfig) -> AdaptConfig:
+    """The per-sample recipe that goes with a training's settings: six steps, sampled as the training samples."""
     shared = {field.name: getattr(config, field.name) for field in fields(RolloutConfig)}
-    return AdaptConfig(**{**shared, "sampling": sampling, "learning_rate": 1e-2}, steps=6, micro_batch=64)
+    return AdaptConfig(**{**shared, "learning_rate": 1e-2}, steps=6, micro_batch=64)

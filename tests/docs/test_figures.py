@@ -11,7 +11,13 @@ SPEC = importlib.util.spec_from_file_location("figures", ROOT / "scripts" / "fig
 figures = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(figures)
 
-MARKED_WHOLLY = ("README.md", "docs/recipes.md", "reneg_core/tiny/README.md")
+MARKED_WHOLLY = (
+    "README.md",
+    "docs/recipes.md",
+    "docs/benchmarks.md",
+    "docs/evaluation.md",
+    "reneg_core/tiny/README.md",
+)
 NOT_MEASURED = re.compile(
     r"0\.9/0\.999|https?://\S+|arXiv \S+|`[^`]*`|```.*?```|\bversion \d\S*|\b\d+\.\d+\.\d+\b|\[[^\]]*\]\([^)]*\)", re.S
 )

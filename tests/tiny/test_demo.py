@@ -5,7 +5,7 @@ from pathlib import Path
 
 from reneg_core import tiny
 from reneg_core.backends import load_model
-from reneg_core.commands.demo import adaptation, best_scale
+from reneg_core.commands.demo import adaptation
 from reneg_core.evaluation import Pairs, Rivals, Words, build_modes, evaluate
 from reneg_core.rewards import load_reward
 from reneg_core.tiny.rivals import SCALES, STRENGTHS, rivals
@@ -21,7 +21,6 @@ def test_the_learned_negative_beats_the_empty_and_the_handwritten_one(tmp_path: 
     prompts = Prompts(tiny.train_prompts(), tiny.validation_prompts())
     result = Trainer(model, reward, prompts, config, tmp_path).run()
     assert result.best_reward > result.start_reward + 0.05
-    assert best_scale(model, result.embedding, config.sampling) in SCALES
 
     pairs, texts = Pairs.own(tiny.validation_prompts(), 2), {"text": Words(tiny.HANDWRITTEN_NEGATIVE)}
     modes = build_modes(model, pairs, Rivals(texts=texts, embeddings={"embedding": result.embedding}))
@@ -37,9 +36,8 @@ def test_the_rivals_are_the_winners_of_the_search():
     assert all(rival.guidance_scale in SCALES and rival.strength in STRENGTHS for rival in found.values())
 
 
-def test_adaptation_samples_as_it_is_told_with_the_trainings_gradient():
+def test_adaptation_samples_as_the_training_does_with_its_gradient():
     config = load_run_config("demo").train_config()
-    sampling = config.sampling.at_scale(5.0)
-    adapting = adaptation(config, sampling)
-    assert adapting.sampling == sampling and adapting.steps == 6
+    adapting = adaptation(config)
+    assert adapting.sampling == config.sampling and adapting.steps == 6
     assert (adapting.window, adapting.through) == (config.window, config.through)

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from reneg_core.rewards import ScoreDetails, available_rewards
+from reneg_core.rewards.precision import PRECISIONS
 
 from .host import files, rewards
 from .host.feedback import say
@@ -17,7 +18,6 @@ from .layout import image_to_pil, pil_to_image, to_bchw
 from .sampling import not_in
 from .schema import Reward, advanced, schema
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AUTOMATIC = "automatic"
 PROMPT_TIP = "What the pictures should show. Aesthetic rewards ignore it."
 

@@ -6,14 +6,14 @@ Reading needs Pillow. Writing scores inserts one text chunk into a PNG and leave
 import json
 import re
 import struct
-import warnings
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from reneg_core.files import write_bytes
-from reneg_core.text_file import prompt_fault
+from .files import write_bytes
+from .picture_files import opened
+from .text_file import prompt_fault
 
 SCORES_KEY = "reneg_scores"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -27,7 +27,7 @@ Graph = Mapping[str, Mapping[str, object]]
 def read_prompt(path: Path) -> str | None:
     """The positive prompt that a picture file says it was made from, None if it says nothing that can be read.
 
-    Errors: OSError; ValueError naming the file for what is no picture.
+    Raises PictureError for a file that is no picture.
     """
     texts, comment = _texts(path)
     if "reneg" in texts:
@@ -42,22 +42,9 @@ def read_prompt(path: Path) -> str | None:
 
 def _texts(path: Path) -> tuple[dict[str, str], object]:
     """The texts of a picture by name, and its Exif comment."""
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the size of pictures that are only opened here
-            with Image.open(path) as picture:
-                texts = {key: value for key, value in picture.info.items() if isinstance(value, str)}
-                return texts, picture.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
-        raise
-    except Exception as error:  # damaged pictures break Pillow in many ways
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise ValueError(
-            f"Got {path}, which is no picture that Pillow can read ({reason}). Try opening it in a picture editor and "
-            "saving it again, or leave it out."
-        ) from error
+    with opened(path) as picture:
+        texts = {key: value for key, value in picture.info.items() if isinstance(value, str)}
+        return texts, picture.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
 
 
 def prompt_of_parameters(parameters: str) -> str:
@@ -95,7 +82,7 @@ def write_scores(path: Path, scores: Mapping[str, float]) -> None:
 
 
 def read_scores(path: Path) -> dict[str, float]:
-    """Scores stored by `write_scores`, {} if there are none. Errors: as `read_prompt`."""
+    """Scores stored by `write_scores`, {} if there are none; PictureError for a file that is no picture."""
     return _json(_texts(path)[0].get(SCORES_KEY, "{}"))
 
 
@@ -127,9 +114,8 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 def _links(node: Mapping[str, object], nodes: Graph) -> list[tuple[str, str]]:
     """(input name, node key) for every input of `node` that is a link."""
-    inputs = node.get("inputs")
     found = []
-    for name, value in inputs.items() if isinstance(inputs, Mapping) else ():
+    for name, value in node["inputs"].items():
         if isinstance(value, list) and len(value) == 2 and str(value[0]) in nodes:
             found.append((name, str(value[0])))
     return found

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files import check_folder
-from ..score import ScoredImage, find_images, load_rewards, prompts_for, score_files
+from ..score import ScoredImage, columns_of, find_images, load_rewards, prompts_for, score_files
 from ..text_file import printable
+from .common import add_reward_dtype, reward_dtype_of
 from .values import prompt_text, whole_number
 
 DESCRIPTION = """\
@@ -21,16 +22,16 @@ Score pictures with reward models. Higher is better; a mix is standardised part 
   reneg score --reward hpsv2.1 --reward aesthetic --sort aesthetic --top 10 --format csv output/
   reneg score --reward "hpsv2.1*1.0 + image_reward*0.5" --write-metadata output/*.png
 
-Without --prompt and --prompts each picture's own metadata is read (ComfyUI, A1111, reneg).
+Without --prompt and --prompts each picture's own metadata is read (ComfyUI, A1111, reneg). A picture that cannot be
+read is named at the end and left out; the exit code is then 1.
 """
-DTYPES = ("fp32", "bf16", "fp16")
 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "score", help="score pictures", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files or folders")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, folders or patterns")
     parser.add_argument(
         "--reward",
         action="append",
@@ -47,10 +48,13 @@ def add_parser(subparsers: Any) -> None:
     )
     add_weight_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the networks (%(default)s)")
+    add_reward_dtype(parser, "--dtype")
     parser.add_argument("--preprocess", choices=("exact", "smooth"), help="default: exact, as published")
     parser.add_argument(
-        "--batch-size", type=whole_number(1), default=16, help="pictures of one size at once (%(default)s)"
+        "--batch-size",
+        type=whole_number(1),
+        default=16,
+        help="at most so many pictures at once (%(default)s); fewer if memory says so",
     )
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
     parser.add_argument("--sort", metavar="NAME", nargs="?", const="", help="best first, by this column or the first")
@@ -77,36 +81,38 @@ def add_weight_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the scores of all pictures."""
-    from ..picture_metadata import check_png, write_scores
+    """Print the scores of all pictures that can be read; 1 if there were others, which are named on stderr."""
+    from ..picture_metadata import check_png
 
+    failed: dict[Path, str] = {}
     paths = find_images(args.images)
+    prompts = prompts_for(paths, args.prompt, args.prompts, failed)
     if args.write_metadata:
         for path in paths:
             check_png(path)
         for folder in {path.parent for path in paths}:
             check_folder(folder)
-    prompts = prompts_for(paths, args.prompt, args.prompts)
     reward = load_rewards(args.reward, **reward_options(args))
-    results = _with_progress(args, reward, paths, prompts)
+    check_sort(args.sort, columns_of(reward, len(args.reward) > 1))
+    results = _with_progress(args, reward, paths, prompts, failed)
+    if results:
+        print({"table": as_table, "csv": as_csv, "json": as_json}[args.format](select(results, args.sort, args.top)))
     if args.write_metadata:
-        for result in results:
-            write_scores(result.image, result.scores)
-    print({"table": as_table, "csv": as_csv, "json": as_json}[args.format](select(results, args.sort, args.top)))
-    return 0
+        _write(results, failed)
+    return _report(failed, len(paths))
 
 
 def reward_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments for `load_reward` from the command line; what was not given is left out."""
-    import torch
-
     from ..backends.diffusers import pick_device
 
-    device = pick_device(args.device)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.dtype]
     given = {name: getattr(args, name) for name in ("config", "vocab", "merges", "preprocess")}
     given |= {"search_dirs": args.search_dir, "download": args.download, "weights": weights_of(args.weights)}
-    return {"device": device, "dtype": dtype, **{name: value for name, value in given.items() if value}}
+    return {
+        "device": pick_device(args.device),
+        "dtype": reward_dtype_of(args),
+        **{name: value for name, value in given.items() if value},
+    }
 
 
 def weights_of(entries: Sequence[str]) -> str | dict[str, str] | None:
@@ -119,14 +125,18 @@ def weights_of(entries: Sequence[str]) -> str | dict[str, str] | None:
     return entries[0]
 
 
+def check_sort(sort: str | None, names: Sequence[str]) -> None:
+    """Raise ValueError unless `sort` is empty or one of the columns `names`."""
+    if sort and sort not in names:
+        raise ValueError(f"--sort: got {sort!r}, expected one of {', '.join(names)}")
+
+
 def select(results: Sequence[ScoredImage], sort: str | None, top: int | None) -> list[ScoredImage]:
     """Best first by column `sort` (empty: the first column) and cut to `top`; in the given order if neither is set."""
     if sort is None and top is None:
         return list(results)
-    names = list(results[0].scores)
-    if sort and sort not in names:
-        raise ValueError(f"--sort: got {sort!r}, expected one of {', '.join(names)}")
-    return sorted(results, key=lambda result: -result.scores[sort or names[0]])[:top]
+    name = sort or next(iter(results[0].scores))
+    return sorted(results, key=lambda result: -result.scores[name])[:top]
 
 
 def as_json(results: Sequence[ScoredImage]) -> str:
@@ -173,11 +183,30 @@ def as_table(results: Sequence[ScoredImage]) -> str:
 
 
 def _with_progress(
-    args: argparse.Namespace, reward: Any, paths: list[Path], prompts: list[str | None]
+    args: argparse.Namespace, reward: Any, paths: list[Path], prompts: list[str | None], failed: dict[Path, str]
 ) -> list[ScoredImage]:
     from tqdm import tqdm
 
+    options = {"batch_size": args.batch_size, "side_by_side": len(args.reward) > 1, "failed": failed}
     with tqdm(total=len(paths), unit="picture", disable=not sys.stderr.isatty()) as bar:
-        return score_files(
-            reward, paths, prompts, batch_size=args.batch_size, side_by_side=len(args.reward) > 1, progress=bar.update
-        )
+        return score_files(reward, paths, prompts, progress=bar.update, **options)
+
+
+def _write(results: Sequence[ScoredImage], failed: dict[Path, str]) -> None:
+    """Store the scores in the pictures, which are printed by then."""
+    from ..picture_metadata import write_scores
+
+    for result in results:
+        try:
+            write_scores(result.image, result.scores)
+        except (ValueError, OSError) as error:
+            failed[result.image] = f"{result.image}: the scores could not be written ({error})"
+
+
+def _report(failed: dict[Path, str], count: int) -> int:
+    """Name what failed on stderr; the exit code."""
+    if failed:
+        print(f"reneg score: {len(failed)} of {count} pictures failed:", file=sys.stderr)
+        for problem in failed.values():
+            print(printable(f"  {problem}"), file=sys.stderr)
+    return 1 if failed else 0

@@ -179,8 +179,8 @@ def test_the_loss_scale_is_divided_out(model) -> None:
     seen = []
 
     class Watched(Curved):
-        def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
-            scores = super()._score(images, prompts)
+        def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+            scores = super().score(images, prompts)
             if scores.requires_grad:
                 scores.register_hook(lambda gradient: seen.append(gradient.unique().tolist()))
             return scores

@@ -159,7 +159,8 @@ def _load_one(name: str, options: Mapping[str, object], placement: Placement) ->
     known = options_of(cls)
     unknown = sorted(set(given) - known - PLACES)
     if unknown:
-        raise ValueError(f"reward {name!r} takes no {unknown[0]}; it takes {', '.join(sorted(known)) or 'none'}. Try without it.")
+        taken = ", ".join(sorted(known)) or "none"
+        raise ValueError(f"reward {name!r} takes no {unknown[0]}; it takes {taken}. Try without it.")
     source = Source.of(**{key: value for key, value in given.items() if key in FILE_OPTIONS})
     own = {key: value for key, value in given.items() if key not in FILE_OPTIONS}
     reward = cls.load(source, placement, **fixed, **own)

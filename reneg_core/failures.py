@@ -134,7 +134,7 @@ def _unexpected(name: str, error: Exception) -> str:
             stream.write(f"command: {sys.argv}\n\n{''.join(traceback.format_exception(error))}")
     except OSError as problem:
         return f"{what}. Its traceback could not be kept ({problem.strerror}); `reneg --traceback {name}` shows it."
-    return f"{what}. That is a fault of reneg; its traceback is in {path}, please report it with the command."
+    return f"{what}. Its traceback is in {path}; unless it ends in a file of yours, please report it with the command."
 
 
 def _first_line(error: Exception) -> str:

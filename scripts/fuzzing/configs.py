@@ -26,9 +26,10 @@ def config_files(folder: Path) -> Maker:
     )  # fmt: skip
 
     def make(chance: random.Random) -> tuple[str, Path]:
-        kind = chance.choice(("damaged", "values", "values", "odd"))
-        if kind == "damaged":
-            data = damaged(chance, chance.choice(wholes))
+        kind = chance.choice(("sound", "damaged", "values", "values", "odd"))
+        if kind in ("sound", "damaged"):
+            data = chance.choice(wholes)
+            data = damaged(chance, data) if kind == "damaged" else data
         else:
             data = chance.choice(odd) if kind == "odd" else _odd_settings(chance)
         path.write_bytes(data)

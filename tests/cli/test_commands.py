@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from builders import pipeline_folder
+from builders import pipeline, pipeline_folder
 from PIL import Image
 
 from reneg_core import Conditioning, NegativeEmbedding, load_embedding
 from reneg_core.backends import load_model
+from reneg_core.backends.diffusers import DiffusersModel
 from reneg_core.cli import COMMANDS, build_parser, main, parse
 from reneg_core.commands.common import default_sampling, sampling_of
 from reneg_core.embedding import Provenance
@@ -144,6 +145,7 @@ def test_inspect_and_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_adapt_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from reneg_core.backends import load_model
+from reneg_core.backends.diffusers import DiffusersModel
 
     model = load_model("tiny", device="cpu")
     path = NegativeEmbedding(model.encode([""]).tokens, model.family).save(tmp_path / "start.safetensors")
@@ -237,7 +239,6 @@ def test_evaluate_by_the_prompt_set_protocol(tmp_path: Path, capsys: pytest.Capt
         (["--limit", "3"], "give --protocol too"),
         (["--protocol", "hpsv2"], "--protocol hpsv2 needs --prompts"),
         (["--protocol", "hpsv2", "--prompts", "nowhere"], "a JSON list of prompts per style"),
-        (["--protocol", "hpsv2", "--prompts", "nowhere", "--limit", "0"], "expected at least 1"),
         (["--measure", "tiny"], "expected different ones in --reward and --measure"),
     ],
 )
@@ -430,13 +431,18 @@ def test_inspect_prints_no_escapes_and_json_that_is_json(tmp_path: Path, capsys:
     assert found["provenance"]["notes"] == {**notes, "c": None}
 
 
-def test_a_model_with_a_part_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_with_a_part_missing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = pipeline()
+    parts.text_encoder = None
+    with pytest.raises(ValueError, match="Got a model without text_encoder, expected a whole Stable Diffusion"):
+        DiffusersModel(parts, "x")
     folder = pipeline_folder(tmp_path / "model")
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "text_encoder": [None, None]}))
     options = ["--prompt-type", "only_pos", "--prompt", "a", "--output", str(tmp_path)]
     assert main(["infer", "--model", str(folder), *options]) == 1
-    assert "Got a model without text_encoder, expected a whole Stable Diffusion" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("reneg infer: Could not load") and "text_encoder" in said
 
 
 def test_strength_needs_an_embedding_as_long_as_the_empty_prompt(

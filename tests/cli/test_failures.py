@@ -34,7 +34,7 @@ def test_an_unexpected_error_leaves_its_traceback_in_the_file_that_is_named(
     assert explained("train", raising(KeyError("state"))) == UNEXPECTED == 3
     said = capsys.readouterr().err
     assert said.startswith("reneg train: unexpected KeyError ('state'). ") and said.count("\n") == 1
-    log = Path(re.search(r"traceback is in (\S+),", said)[1])
+    log = Path(re.search(r"raceback is in (\S+);", said)[1])
     assert log.parent == tmp_path and "in work" in log.read_text() and "KeyError: 'state'" in log.read_text()
 
 

@@ -145,7 +145,6 @@ def test_inspect_and_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_adapt_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from reneg_core.backends import load_model
-from reneg_core.backends.diffusers import DiffusersModel
 
     model = load_model("tiny", device="cpu")
     path = NegativeEmbedding(model.encode([""]).tokens, model.family).save(tmp_path / "start.safetensors")

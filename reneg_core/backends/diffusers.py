@@ -7,6 +7,7 @@ what its denoiser predicts, and how its latents are decoded.
 import hashlib
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..digests import DIGEST, digest_of, sha256_of
 from ..embedding import family_of_width
 from ..model import Branch, Conditioning, DiffusionModel
 from ..settings import NATIVE, Sampling, Size
@@ -118,7 +120,7 @@ def _resolve(source: str) -> Path | None:
         from ..tiny import pipeline_path
 
         return pipeline_path()
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_file() and path.suffix != ".safetensors":
         raise ValueError(f"Got {path.name}, expected a .safetensors checkpoint: pickled checkpoints can run code.")
     if path.exists():
@@ -293,8 +295,16 @@ class DiffusersModel(DiffusionModel):
 
     def digest(self) -> str:
         """SHA-256 over the UNet's weights in name order: the same model from a folder or a file, per dtype."""
-        sha = hashlib.sha256()
-        for name, tensor in sorted(self.pipeline.unet.state_dict().items()):
-            sha.update(name.encode())
-            sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-        return sha.hexdigest()
+        return sha256_of(self.pipeline.unet.state_dict())
+
+    def contents(self) -> dict[str, str]:
+        """See :class:`DiffusionModel`."""
+        words = self.pipeline.tokenizer.get_vocab()
+        return {
+            "precision": str(self.dtype).removeprefix("torch."),
+            "prediction type": self.prediction,
+            "denoiser": DIGEST + self.digest(),
+            "text encoder": digest_of(self.pipeline.text_encoder.state_dict()),
+            "tokenizer": DIGEST + hashlib.sha256(repr(sorted(words.items())).encode()).hexdigest(),
+            "VAE": digest_of(self.pipeline.vae.state_dict()),
+        }

@@ -19,7 +19,6 @@ from ..evaluation import (
     write_report,
 )
 from ..evaluation.modes import BEST_TEXT, EMBEDDING, TEXT
-from ..files import write_text
 from ..model import DiffusionModel
 from ..rewards import Reward
 from ..training import AdaptConfig, Session, TrainConfig
@@ -28,7 +27,7 @@ from ..training.run_config import load_run_config
 from ..training.workers import Workers
 from .common import ProgressObserver, graceful_stop
 from .evaluate import judges_of, progress_bars
-from .train import prepare, report_result
+from .train import prepare, report_result, say
 
 DESCRIPTION = """\
 Learn a negative embedding for the embedded tiny world (a few minutes on two slow cores), then compare it, on held-out
@@ -59,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     clock = time.monotonic()
     observer = ProgressObserver(config.steps, 0, directory)
     with graceful_stop() as should_stop:
-        trainer = job.trainer(config, Session(observer, should_stop, resume=True))
-        write_text(directory / "config.yaml", config.to_yaml())
+        description = config.anchored().to_yaml()
+        trainer = job.trainer(config, Session(observer, should_stop, True, say=say, description=description))
         try:
             result = trainer.run()
         finally:

@@ -1,19 +1,21 @@
 """A whole training job as one YAML file: which model, reward and prompts, and every setting of the trainer."""
 
+import os
 import typing
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..rewards.precision import PRECISIONS
 from ..text_file import read_text
 from ..typed import shown
-from .config import ConfigError, TrainConfig
+from .config import EMBEDDING_SUFFIXES, ConfigError, TrainConfig
 from .names import merge, normalised
 
 MAX_CONFIG = 2**18
 """Bytes of a configuration file."""
+PATHS = ("model_config", "reward_weights", "watch_weights", "prompts", "validation_prompts")
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
@@ -53,11 +55,30 @@ class RunConfig(TrainConfig):
         """The trainer's own part."""
         return TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
 
+    def anchored(self) -> "RunConfig":
+        """The same with absolute paths for the output folder and for whatever names what is there, so that it means
+        the same from everywhere."""
+        found = {name: _absolute(getattr(self, name)) for name in PATHS}
+        found |= {name: _absolute(getattr(self, name), (".py",)) for name in ("reward", "watch")}
+        found["init"] = _absolute(self.init, EMBEDDING_SUFFIXES)
+        found["model"] = self.model if self.model == "tiny" else _absolute(self.model)
+        return replace(self, **found, output=os.path.abspath(os.path.expanduser(self.output)))
+
     def to_yaml(self) -> str:
         """The resolved configuration; reading it back gives an equal one."""
         import yaml
 
         return yaml.safe_dump(self.to_mapping(), sort_keys=False)
+
+
+def _absolute(text: str, suffixes: tuple[str, ...] = ()) -> str:
+    """``text`` as an absolute path if it names what is there, with one of ``suffixes`` if there are any; a class behind
+    a python file ("file.py:Name") stays."""
+    name, colon, inside = text.partition(".py:")
+    path = Path(os.path.expanduser(f"{name}.py" if colon else text))
+    if not text or (suffixes and path.suffix not in suffixes) or not os.path.exists(path):
+        return text  # also a prompt that is too long for a file's name
+    return f"{path.absolute()}{':' + inside if colon else ''}"
 
 
 def recipe_names() -> list[str]:

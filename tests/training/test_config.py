@@ -196,6 +196,8 @@ def test_splitting_prompts() -> None:
 def test_text_settings_are_taken_as_they_are(text: str) -> None:
     assert load_run_config("", [f"init={text}"]).init == text
     assert load_run_config("", [f"init='{text}'"]).init == text
+    long = f"~{text} " * 60
+    assert load_run_config("", [f"init={long}"]).anchored().init == long
 
 
 @pytest.mark.parametrize(

@@ -5,24 +5,30 @@
     python scripts/fuzz.py pngs --count 1000
     python scripts/fuzz.py configs --count 3000
 
-Each file is read in a process of its own, whose processor time and peak memory (its whole resident set, torch
-included) are taken from the operating system. A case fails if it takes more than 5 s or 1 GiB, ends with any other
-error, kills the process, or runs code. Needs os.fork (Linux, macOS). Exit code 1 if any case failed.
+The files are read in a process beside this one, which is replaced when it dies and after some hundred files. A case
+fails if it takes more than 5 s of processor time or its process more than 1 GiB (the peak of its whole resident set,
+torch included, asked of the kernel anew for each file), if it ends with any other error, kills its process, runs code.
+Needs Linux. Exit code 1 if any case failed.
 """
 
 import argparse
 import json
+import math
 import os
 import random
 import resource
+import select
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -33,6 +39,9 @@ SECONDS = 5.0
 MEBIBYTES = 1024.0
 CODE = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "ctypes.dlopen")
 RAN_CODE = 77
+FILES_PER_PROCESS = 200
+PATIENCE = 600
+"""Seconds of the clock after which a process that says nothing is given up."""
 
 
 @dataclass(frozen=True)
@@ -54,46 +63,94 @@ class Outcome:
         return f"took {self.mebibytes:.0f} MiB" if self.mebibytes > MEBIBYTES else ""
 
 
-def in_a_process(read: Callable[[Path], None], path: Path, documented: tuple[type[Exception], ...]) -> Outcome:
-    """Call ``read(path)`` in a forked process and say how that ended."""
-    source, sink = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(source)
-        _work(read, path, documented, sink)
-    os.close(sink)
-    with os.fdopen(source, "rb") as stream:
-        told = stream.read()
-    _, status, usage = os.wait4(child, 0)
-    seconds = usage.ru_utime + usage.ru_stime
-    mebibytes = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    if told:
-        verdict, message = json.loads(told)
-    elif os.waitstatus_to_exitcode(status) == RAN_CODE:
-        verdict, message = "ran code", ""
-    else:
-        verdict, message = "killed", f"the process ended with {os.waitstatus_to_exitcode(status)}"
-    return Outcome(verdict, message, seconds, mebibytes)
+class Reader:
+    """A forked process that calls ``read(path)`` for one path after the other; a context that ends it."""
+
+    def __init__(self, read: Callable[[Path], None], documented: tuple[type[Exception], ...]) -> None:
+        self.read, self.documented = read, documented
+        self.child, self.files = 0, 0
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def ask(self, path: Path) -> Outcome:
+        """Read one file there and say how that ended."""
+        if not self.child or self.files >= FILES_PER_PROCESS:
+            self._end()
+            self._start()
+        self.files += 1
+        os.write(self.questions, f"{path}\n".encode())
+        ready, _, _ = select.select([self.answers], [], [], PATIENCE)
+        told = self.answers.readline() if ready else b""
+        if told:
+            return Outcome(*json.loads(told))
+        code = self._end()
+        return Outcome("ran code" if code == RAN_CODE else "killed", f"the process ended with {code}", 0, 0)
+
+    def _start(self) -> None:
+        (questions, self.questions), (answers, sink) = os.pipe(), os.pipe()
+        self.files, self.child = 0, os.fork()
+        if self.child == 0:
+            os.close(self.questions)
+            os.close(answers)
+            _work(self.read, self.documented, questions, sink)
+        os.close(questions)
+        os.close(sink)
+        self.answers = os.fdopen(answers, "rb")
+
+    def _end(self) -> int:
+        """Kill the process if it lives; its exit code, below 0 for a signal."""
+        if not self.child:
+            return 0
+        os.close(self.questions)
+        self.answers.close()
+        with suppress(ChildProcessError):
+            deadline = time.monotonic() + 1
+            while (found := os.waitpid(self.child, os.WNOHANG))[0] == 0:
+                if time.monotonic() > deadline:
+                    os.kill(self.child, signal.SIGKILL)
+                time.sleep(0.01)
+        self.child = 0
+        return os.waitstatus_to_exitcode(found[1])
 
 
-def _work(read: Callable[[Path], None], path: Path, documented: tuple[type[Exception], ...], sink: int) -> None:
-    """The child: limits, silence, the call, one line of JSON, and no way back."""
-    resource.setrlimit(resource.RLIMIT_CPU, (2 * int(SECONDS), 2 * int(SECONDS)))
+def _work(read: Callable[[Path], None], documented: tuple[type[Exception], ...], questions: int, sink: int) -> NoReturn:
+    """The child: silence, a limit, a line of JSON for each path, and no way back."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     torch.set_num_threads(1)  # a forked process has none of its parent's threads
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    tempfile.tempdir = str(path.parent)
     sys.addaudithook(lambda event, _: os._exit(RAN_CODE) if event in CODE else None)
     try:
+        for line in os.fdopen(questions, "rb"):
+            outcome = _outcome(read, Path(line[:-1].decode()), documented)
+            os.write(sink, json.dumps(astuple(outcome)).encode() + b"\n")
+    finally:
+        os._exit(0)
+
+
+def _outcome(read: Callable[[Path], None], path: Path, documented: tuple[type[Exception], ...]) -> Outcome:
+    tempfile.tempdir = str(path.parent)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    begun = time.process_time()
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(begun + 2 * SECONDS), resource.RLIM_INFINITY))
+    try:
         read(path)
-        told = ["read", ""]
+        verdict, message = "read", ""
     except documented as error:
-        told = ["refused", _shortened(str(error))]
+        verdict, message = "refused", _shortened(str(error))
     except BaseException as error:
-        told = [type(error).__name__, _shortened(str(error))]
-    os.write(sink, json.dumps(told).encode())
-    os._exit(0)
+        verdict, message = type(error).__name__, _shortened(str(error))
+    return Outcome(verdict, message, time.process_time() - begun, peak_mebibytes())
+
+
+def peak_mebibytes() -> float:
+    """The largest that this process has been since its peak was last cleared."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 2**10
 
 
 def _shortened(text: str) -> str:
@@ -105,14 +162,14 @@ def run(target: Target, count: int, seed: int, keep: Path | None) -> Iterator[tu
     with tempfile.TemporaryDirectory(prefix="reneg-fuzz-") as name:
         folder = Path(name)
         make = target.maker(folder)
-        for number in range(count):
-            chance = random.Random(f"{seed}/{target.name}/{number}")
-            kind, path = make(chance)
-            outcome = in_a_process(target.read, path, target.documented)
-            if outcome.fault and keep:
-                keep.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, keep / f"{target.name}-{seed}-{number}-{kind}{path.suffix}")
-            yield kind, outcome
+        with Reader(target.read, target.documented) as reader:
+            for number in range(count):
+                kind, path = make(random.Random(f"{seed}/{target.name}/{number}"))
+                outcome = reader.ask(path)
+                if outcome.fault and keep:
+                    keep.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(path, keep / f"{target.name}-{seed}-{number}-{kind}{path.suffix}")
+                yield kind, outcome
 
 
 def report(target: str, count: int, seed: int, found: list[tuple[str, Outcome]], seconds: float) -> dict[str, object]:

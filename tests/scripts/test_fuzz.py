@@ -12,8 +12,10 @@ import pytest
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-resource = pytest.importorskip("resource")
-fuzz = pytest.importorskip("fuzz", reason="needs os.fork and resource, which Windows lacks", exc_type=ImportError)
+if not Path("/proc/self/clear_refs").exists():
+    pytest.skip("needs Linux", allow_module_level=True)
+
+fuzz = pytest.importorskip("fuzz")
 
 
 @pytest.mark.parametrize(("name", "count"), [("embeddings", 120), ("configs", 60)])
@@ -66,16 +68,25 @@ def wrong(path: Path) -> None:
 )
 def test_what_is_wrong_is_noticed(tmp_path: Path, read: object, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz, "SECONDS", 1.0)
-    monkeypatch.setattr(fuzz, "MEBIBYTES", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 + 100)
-    assert fault in fuzz.in_a_process(read, tmp_path / "x", (ValueError,)).fault
+    monkeypatch.setattr(fuzz, "MEBIBYTES", fuzz.peak_mebibytes() + 100)
+    with fuzz.Reader(read, (ValueError,)) as reader:
+        assert fault in reader.ask(tmp_path / "x").fault
 
 
-def test_what_is_documented_is_no_fault(tmp_path: Path) -> None:
-    def refused(path: Path) -> None:
-        raise ValueError("no")
+def test_one_process_reads_on_and_another_follows_a_dead_one(tmp_path: Path) -> None:
+    def read(path: Path) -> None:
+        if path.name == "dies":
+            os._exit(3)
+        if path.name == "large":
+            _ = b"x" * (300 << 20)
+        raise ValueError(f"{path.name} {os.getpid()}")
 
-    outcome = fuzz.in_a_process(refused, tmp_path / "x", (ValueError,))
-    assert (outcome.verdict, outcome.message, outcome.fault) == ("refused", "no", "")
+    with fuzz.Reader(read, (ValueError,)) as reader:
+        found = [reader.ask(tmp_path / name) for name in ("a", "large", "b", "dies", "c")]
+    assert [outcome.verdict for outcome in found] == ["refused", "refused", "refused", "killed", "refused"]
+    assert [outcome.fault for outcome in found if outcome.verdict == "refused"] == [""] * 4
+    assert found[0].message.split()[1] == found[2].message.split()[1] != found[4].message.split()[1]
+    assert found[1].mebibytes > found[2].mebibytes + 250, "each file has a peak of its own"
 
 
 def test_the_command_says_what_it_found() -> None:

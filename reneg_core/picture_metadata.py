@@ -56,7 +56,11 @@ def prompt_of_parameters(parameters: str) -> str:
 def prompt_of_graph(graph: Graph) -> str | None:
     """The positive prompt of ComfyUI's API graph: backwards from the outputs to the first node with a positive input,
     and from there to its text. None if no text is reached."""
-    nodes = {str(key): node for key, node in graph.items() if isinstance(node, Mapping)}
+    nodes = {
+        str(key): node
+        for key, node in graph.items()
+        if isinstance(node, Mapping) and isinstance(node.get("inputs"), Mapping)
+    }
     conditioning = {key: _pruned(node) for key, node in nodes.items()}
     used = {target for node in nodes.values() for _, target in _links(node, nodes)}
     seen: set[str] = set()
@@ -145,9 +149,7 @@ def _text(key: str, conditioning: Graph, barren: set[str]) -> str | None:
 
 def _pruned(node: Mapping[str, object]) -> dict[str, object]:
     """A node without the inputs that lead into a negative, a model or a text encoder."""
-    inputs = node.get("inputs")
-    kept = {name: value for name, value in inputs.items() if name not in ASIDE} if isinstance(inputs, Mapping) else {}
-    return {**node, "inputs": kept}
+    return {**node, "inputs": {name: value for name, value in node["inputs"].items() if name not in ASIDE}}
 
 
 def _user_comment(comment: object) -> str | None:

@@ -15,7 +15,18 @@ from bad_files import bad_files
 
 from reneg_core.cli import main
 
-HELP = ("expected", "Expected", "Try", "Check", "did you mean", "needs", "give", "put it into", "name the version")
+HELP = (
+    "expected",
+    "Expected",
+    "Try",
+    "Check",
+    "did you mean",
+    "needs",
+    "give",
+    "put it",
+    "name the version",
+    "download the",
+)
 TEXTS = {"surrogate": "\udcff", "hex": "f" * 5000, "digits": "9" * 5000}
 
 

@@ -120,8 +120,9 @@ def _links(node: Mapping[str, object], nodes: Graph) -> list[tuple[str, str]]:
     """(input name, node key) for every input of `node` that is a link."""
     found = []
     for name, value in node["inputs"].items():
-        if isinstance(value, list) and len(value) == 2 and str(value[0]) in nodes:
-            found.append((name, str(value[0])))
+        key = value[0] if isinstance(value, list) and len(value) == 2 else None
+        if isinstance(key, str | int) and str(key) in nodes:
+            found.append((name, str(key)))
     return found
 
 

@@ -29,6 +29,7 @@ def picture(path: Path, **texts: str) -> Path:
         {"prompt": '{"1": {"class_type": "A", "inputs": [1, 2]}}'},
         {"prompt": json.dumps({"1": {"inputs": {"positive": ["2", 0]}}, "2": {"inputs": "x"}})},
         {"prompt": json.dumps({"1": {"inputs": {"positive": [["2"], 0]}}})},
+        {"prompt": '{"1": {"inputs": {"positive": [' + "[" * 950 + "]" * 950 + ", 0]}}}"},
     ],
 )
 def test_what_is_no_prompt_is_none(tmp_path: Path, texts: dict[str, str]) -> None:

@@ -67,8 +67,10 @@ def wrong(path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_noticed(tmp_path: Path, read: object, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fuzz.Reader(lambda path: None, ()) as reader:
+        idle = reader.ask(tmp_path / "x").mebibytes
     monkeypatch.setattr(fuzz, "SECONDS", 1.0)
-    monkeypatch.setattr(fuzz, "MEBIBYTES", fuzz.peak_mebibytes() + 100)
+    monkeypatch.setattr(fuzz, "MEBIBYTES", idle + 100)
     with fuzz.Reader(read, (ValueError,)) as reader:
         assert fault in reader.ask(tmp_path / "x").fault
 

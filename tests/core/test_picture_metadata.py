@@ -70,7 +70,7 @@ def test_a_damaged_picture_is_named(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "p.png"
     path.write_bytes(broken(kind))
     for read in (read_prompt, read_scores):
-        with pytest.raises(ValueError, match=r"p\.png (cannot be read as a picture|says that it has more pixels)"):
+        with pytest.raises(ValueError, match=r"p\.png (cannot be read as|is not) a picture"):
             read(path)
 
 

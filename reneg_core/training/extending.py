@@ -20,7 +20,7 @@ def go_on(progress: Progress, context: Mapping[str, Any], config: TrainConfig) -
     validations without a new best are counted anew. Errors: ValueError for fewer steps than were taken.
     """
     stored = normalised(context.get("settings", context))
-    before, sentences = int(stored["steps"]), []
+    before, sentences = int(stored.get("steps", config.steps)), []
     if config.steps < progress.step:
         raise ValueError(
             f"steps: got {config.steps}, but the run has taken {progress.step} steps already. Try that number or more."

@@ -141,7 +141,10 @@ class Trainer:
         self.learner = Learner(start, self.config, state.learner)
         self.progress, self.scale = state.progress, state.scale
         self.progress.micro_batch = min(self.progress.micro_batch, self.config.micro_batch)
-        for sentence in (*found.faults, *go_on(self.progress, found.context, self.config)):
+        sentences = go_on(self.progress, found.context, self.config)
+        if found.faults:
+            sentences.insert(0, " ".join([*found.faults, f"Going on from step {self.progress.step}."]))
+        for sentence in sentences:
             self.session.say(sentence)
 
     def _refuse_another_run(self, stored: dict[str, Any]) -> None:

@@ -48,8 +48,21 @@ def test_a_damaged_newest_checkpoint_is_passed_over(model, tmp_path: Path, kind:
     again = trainer(model, tmp_path, replace(QUICK, keep_checkpoints=1), resume=True, say=said.append).run()
     assert torch.equal(again.embedding.tokens, whole.embedding.tokens)
     assert len(said) == 1 and said[0].startswith(("step-00000006.safetensors is", "Got format"))
+    assert said[0].endswith(" Going on from step 4.")
     assert steps_of(tmp_path, "step") == [*range(1, 7)] and steps_of(tmp_path, "validation") == [0, 2, 4, 6]
     assert load_state(newest)[0].progress.step == 6
+
+
+def test_a_damaged_checkpoint_does_not_crowd_out_what_can_be_read(model, tmp_path: Path) -> None:
+    """One checkpoint is kept, and the process dies before it can replace the damaged one."""
+    trainer(model, tmp_path).run()
+    (tmp_path / "checkpoints/step-00000006.safetensors").write_bytes(b"broken")
+    with pytest.raises(KeyboardInterrupt):
+        one = replace(QUICK, keep_checkpoints=1)
+        trainer(model, tmp_path, one, resume=True, observer=Steps(1, KeyboardInterrupt())).run()
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000004.safetensors", "unreadable-step-00000006.safetensors"]
+    assert RunFolder(tmp_path).latest().state.progress.step == 4
 
 
 def test_any_flipped_bit_is_noticed(model, tmp_path: Path) -> None:

@@ -177,10 +177,11 @@ def report(target: str, count: int, seed: int, found: list[tuple[str, Outcome]],
     faults = Counter(f"{kind}: {outcome.fault}" for kind, outcome in found if outcome.fault)
     verdicts = Counter("fault" if outcome.fault else outcome.verdict for _, outcome in found)
     return {
-        "target": target, "count": count, "seed": seed, "read": verdicts["read"], "refused": verdicts["refused"],
+        "target": target, "asked": count, "count": len(found), "seed": seed,
+        "read": verdicts["read"], "refused": verdicts["refused"],
         "faults": sum(faults.values()), "kinds": len({kind for kind, _ in found}), "wall_seconds": round(seconds),
-        "most_seconds": round(max(outcome.seconds for _, outcome in found), 2),
-        "most_mebibytes": round(max(outcome.mebibytes for _, outcome in found)),
+        "most_seconds": round(max((outcome.seconds for _, outcome in found), default=0.0), 2),
+        "most_mebibytes": round(max((outcome.mebibytes for _, outcome in found), default=0.0)),
         "what": dict(faults.most_common(20)),
     }  # fmt: skip
 
@@ -196,7 +197,9 @@ def main() -> int:
     if args.count < 1:
         parser.error(f"--count: got {args.count}, expected 1 or more")
     clock = time.monotonic()
-    found = list(run(TARGETS[args.target], args.count, args.seed, args.keep))
+    found: list[tuple[str, Outcome]] = []
+    with suppress(KeyboardInterrupt):  # stopped, it says what it has found so far
+        found.extend(run(TARGETS[args.target], args.count, args.seed, args.keep))
     result = report(args.target, args.count, args.seed, found, time.monotonic() - clock)
     print(json.dumps(result, indent=1))
     return 1 if result["faults"] else 0

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .tensor_file import canonical
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
@@ -71,11 +73,12 @@ def write_picture(path: str | os.PathLike, image: "Image", **options: Any) -> Pa
 def write_tensors(
     path: str | os.PathLike, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """:func:`write_bytes` of safetensors; the tensors may be on any device and need not be contiguous."""
+    """:func:`write_bytes` of safetensors, equal bytes for equal contents; the tensors may be on any device and need not
+    be contiguous."""
     from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return write_bytes(path, save(plain, dict(metadata or {})))
+    return write_bytes(path, canonical(save(plain, dict(metadata or {}))))
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -95,7 +98,7 @@ def _written(path: Path, data: bytes) -> Path:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, path.stat().st_mode if path.exists() else 0o644)
     except BaseException as error:
         if temporary:
             temporary.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..digests import DIGEST
 from ..embedding import NegativeEmbedding, Provenance, load_embedding
-from ..model import DiffusionModel
+from ..model import Conditioning, DiffusionModel
 from ..rewards import Reward
 from ..sampling import check_branches
 from . import schedule

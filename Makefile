@@ -1,12 +1,13 @@
 # make demo   set up and watch a negative embedding being learned (leaves demo-output/)
 # make test   set up and run the tests
+# make mutants  plant mistakes in the code and see whether the tests notice (docs/testing.md); stops and goes on
 # make lint   style and format checks
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test mutants lint clean
 
 demo: $(READY)
 	$(BIN)/python -m reneg_core demo --output demo-output
@@ -14,6 +15,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+mutants: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,mutants]"
+	$(BIN)/python scripts/mutants.py $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -4,12 +4,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from builders import pipeline
 
-from reneg_core.backends.diffusers import DiffusersModel
+from reneg_core.backends import DiffusersModel, wrap
+
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=50)
+settings.load_profile("repeatable")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -24,9 +28,9 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def model() -> DiffusersModel:
-    return DiffusersModel(pipeline(), "random")
+    return wrap(pipeline(), "random")
 
 
 @pytest.fixture(scope="session")
 def v_model() -> DiffusersModel:
-    return DiffusersModel(pipeline("v_prediction", seed=1), "random-v")
+    return wrap(pipeline("v_prediction", seed=1), "random-v")

@@ -4,10 +4,9 @@ Work runs inside the host's own sampling call, so that patches, hooks, wrappers 
 for every sampler; only the loop in between is the core's.
 """
 
-import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import reduce
 from typing import Any, TypeVar
 
@@ -17,17 +16,20 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
+from reneg_core.digests import DIGEST, digest_of, sha256_of
 from reneg_core.model import Branch, Conditioning, DiffusionModel, concat
 from reneg_core.sampling import NATIVE, Sampling, Size
 
 from .checks import check_loaded, check_mask_is_read, check_trainable, explained, needs_cloning
-from .feedback import stop_if_asked
+from .feedback import Passing, stoppable
+from .probing import resident_clone, training_flag
 from .schedules import levels
 from .tensors import CloningCheckpoints, blocks_of, frozen, repair, repair_attributes
 from .text import encode, encode_alone, family_of
 
 T = TypeVar("T")
 CACHED_PROMPTS = 512
+PROBE = "a photograph of 7 red foxes, snow; watercolour"
 PICTURE = Size(512, 512)
 GRADIENT_MEMORY = 4  # a pass with gradient keeps about this many times what the host estimates for one without
 
@@ -38,8 +40,8 @@ class HostModel(DiffusionModel):
     scheduler: the host's, for the spacing "model"; the other spacings name theirs (see :mod:`schedules`).
     companions: patchers of other networks the work needs (rewards): they are loaded and repaired together with the
     model. size: of a picture in pixels where the work does not say it. batch: the largest batch of a pass with
-    gradient, for the host's memory estimate. on_pass: called before every pass of the denoiser; by default it raises
-    the host's interruption once the user pressed stop.
+    gradient, for the host's memory estimate. passing: a context around every use of a network of the host, deciding
+    what the stop button does; by default it raises the host's interruption.
     """
 
     def __init__(
@@ -53,13 +55,13 @@ class HostModel(DiffusionModel):
         size: Size = PICTURE,
         batch: int = 1,
         name: str = "",
-        on_pass: Callable[[], None] = stop_if_asked,
+        passing: Passing = stoppable,
     ) -> None:
         check_trainable(model, vae)
         self._patcher, self._clip, self._vae = _private_clone(model), clip, vae
         self._companions, self._scheduler = list(companions), scheduler
-        self._size, self._batch, self._on_pass = size, batch, on_pass
-        self._checkpoints = CloningCheckpoints()
+        self._size, self._batch, self._passing = size, batch, passing
+        self._checkpoints = CloningCheckpoints(passing)
         self._always_checkpoint = needs_cloning(model)
         self._prompts: OrderedDict[str, Conditioning] = OrderedDict()
         self._guider: Any = None
@@ -77,7 +79,7 @@ class HostModel(DiffusionModel):
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(_training_flag())
+            stack.enter_context(training_flag())
             stack.callback(self._checkpoints.restore)
             stack.enter_context(explained(self._patcher))
             self._load()
@@ -128,7 +130,8 @@ class HostModel(DiffusionModel):
         return self._prompts[prompt].to(self.device)
 
     def _encode_needed(self, prompt: str) -> Conditioning:
-        part = encode_alone(self._clip, prompt).to("cpu")
+        with self._passing():
+            part = encode_alone(self._clip, prompt).to("cpu")
         return part if _uses_pooled(self._patcher.model) else Conditioning(part.tokens, part.mask)
 
     def denoise(
@@ -139,7 +142,6 @@ class HostModel(DiffusionModel):
         They are told the branches as KSampler tells them: ``cond_or_uncond`` is ``[1, 0]`` for both branches of the
         same ``x`` (one batch, the negative's rows first, if memory allows), ``[0]`` or ``[1]`` for one alone.
         """
-        self._on_pass()
         level = sigma.detach().to(x.device, torch.float32, copy=True).reshape(-1).expand(len(x))
         states, sigmas = x.chunk(len(branches)), level.chunk(len(branches))
         rows = len(states[0])
@@ -156,7 +158,8 @@ class HostModel(DiffusionModel):
     def _pass(self, x: Tensor, level: Tensor, conditions: dict[Branch, dict[str, Any]]) -> list[Tensor]:
         """Clean estimates of ``x`` by branch number; a branch without a condition is not run."""
         wanted = [[conditions[branch]] if branch in conditions else None for branch in Branch]
-        return comfy.samplers.calc_cond_batch(self._active().inner_model, wanted, x, level, self._options)
+        with self._passing():
+            return comfy.samplers.calc_cond_batch(self._active().inner_model, wanted, x, level, self._options)
 
     def _condition(self, x: Tensor, conditioning: Conditioning, branch: Branch) -> dict[str, Any]:
         """The processed form of a conditioning that the host's batching takes."""
@@ -205,8 +208,8 @@ class HostModel(DiffusionModel):
         """The VAE's network itself: the host's own decode has no gradient and tiles when memory is short."""
         vae = self._vae
         raw = self._active().inner_model.process_latent_out(latents).to(vae.vae_dtype)
-        images = vae.process_output(vae.first_stage_model.decode(raw).float())
-        return images.clamp(0, 1)
+        with self._passing():
+            return vae.process_output(vae.first_stage_model.decode(raw).float()).clamp(0, 1)
 
     def checkpointing(self, enabled: bool) -> None:
         """Recompute the denoiser's and the decoder's blocks in the backward pass."""
@@ -219,11 +222,18 @@ class HostModel(DiffusionModel):
 
     def digest(self) -> str:
         """SHA-256 over the denoiser's weights as they are loaded, LoRAs included."""
-        sha = hashlib.sha256()
-        for name, tensor in sorted(self._patcher.model.diffusion_model.state_dict().items()):
-            sha.update(name.encode())
-            sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return sha.hexdigest()
+        return sha256_of(self._patcher.model.diffusion_model.state_dict())
+
+    def contents(self) -> dict[str, str]:
+        """See :class:`DiffusionModel`; the text encoder by what it makes of a prompt, which counts its patches in."""
+        part = self._encode_one(PROBE)
+        tensors = {"tokens": part.tokens, "mask": part.mask, "pooled": part.pooled}
+        return {
+            "precision": str(self.dtype).removeprefix("torch."),
+            "denoiser": DIGEST + self.digest(),
+            "text encoder": digest_of({name: t for name, t in tensors.items() if t is not None}),
+            "VAE": digest_of(self._vae.first_stage_model.state_dict()),
+        }
 
     @property
     def _sampling(self) -> Any:
@@ -267,26 +277,10 @@ class _Caller(comfy.samplers.Sampler):
 
 def _private_clone(model: Any) -> Any:
     """A clone with resident weights and an attention that has a gradient; the user's MODEL is left alone."""
-    try:
-        clone = model.clone(disable_dynamic=True)
-    except TypeError:
-        clone = model.clone()
+    clone = resident_clone(model)
     options = clone.model_options.setdefault("transformer_options", {})
     options["optimized_attention_override"] = lambda original, *args, **kwargs: attention_pytorch(*args, **kwargs)
     return clone
-
-
-@contextmanager
-def _training_flag() -> Iterator[None]:
-    """Newer hosts choose differentiable kernels while this flag is set."""
-    if not hasattr(memory, "in_training"):
-        yield
-        return
-    before, memory.in_training = memory.in_training, True
-    try:
-        yield
-    finally:
-        memory.in_training = before
 
 
 def _uses_pooled(network: Any) -> bool:

@@ -167,6 +167,7 @@ def test_refusals(values: list, options: dict, message: str) -> None:
 EVERY, LINEAR = tuple(FIGURES), ("mean", "difference")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_intervals_cover_the_truth_as_often_as_they_say(row: str) -> None:
     """95 % intervals of prompts and noises drawn anew each time: at least 93 of 100 hold the population's value; win

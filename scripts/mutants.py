@@ -1,0 +1,133 @@
+"""Plant mistakes in the code, see which the tests notice, and write that to benchmarks/results/mutants.json.
+
+    python scripts/mutants.py                  every mutant that has no verdict yet
+    python scripts/mutants.py --again          those that were not noticed, once more (after new tests)
+    python scripts/mutants.py 'reneg_core.guidance*'    only mutants of these names
+    python scripts/mutants.py --write          only write the file from the verdicts that there are
+
+Mutants and runs are mutmut's (what is mutated and which tests run: ``[tool.mutmut]`` in pyproject.toml); verdicts are
+kept in mutants/ and go on where they were stopped. Exit code 1 if fewer than 90 % are noticed.
+"""
+
+import argparse
+import json
+import re
+import resource
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import libcst as cst
+from mutmut.__main__ import cli
+from mutmut.mutation import file_mutation
+from mutmut.mutation.data import SourceFileMutationData
+from mutmut.mutation.diff_apply import get_diff_for_mutant
+from mutmut.stats import status_by_exit_code
+from mutmut.utils.file_utils import walk_mutatable_files
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
+ENOUGH = 0.9
+NOTICED = ("killed", "timeout")
+
+COPIED = {"torch.no_grad", "lru_cache"}
+"""Decorators under which a function may be copied; mutmut leaves every decorated function out."""
+
+REASONS: list[tuple[str, str]] = []
+"""A pattern on "function: line -> mutated line", and why such a mutant may live."""
+
+
+class Visitor(file_mutation.MutationVisitor):
+    """Finds mutants under the decorators of ``COPIED`` too."""
+
+    def _skip_node_and_children(self, node: cst.CSTNode) -> bool:
+        if isinstance(node, cst.FunctionDef) and node.decorators:
+            names = {re.sub(r"\(.*", "", cst.Module([]).code_for_node(part.decorator)) for part in node.decorators}
+            if names <= COPIED:
+                return False
+        return super()._skip_node_and_children(node)
+
+
+def verdicts() -> dict[str, dict[str, str]]:
+    """By file and mutant: killed, timeout, survived, no tests, not checked."""
+    found = {}
+    for path in sorted(walk_mutatable_files()):
+        data = SourceFileMutationData(path=path)
+        data.load()
+        if data.exit_code_by_key:
+            found[str(path)] = {name: status_by_exit_code[code] for name, code in data.exit_code_by_key.items()}
+    return found
+
+
+def plain_name(mutant: str) -> str:
+    """``reneg_core.guidance.xǁGuidanceǁactive__mutmut_3`` as ``reneg_core.guidance.Guidance.active``."""
+    module, _, name = re.sub(r"__mutmut_\d+$", "", mutant).rpartition(".")
+    return f"{module}.{name[1:].strip('ǁ').replace('ǁ', '.')}" if "ǁ" in name else f"{module}.{name[2:]}"
+
+
+def survivor(path: str, mutant: str, verdict: str) -> dict[str, str]:
+    """A mutant that was not noticed: its function, the line, what became of it, and why it may live."""
+    lines = get_diff_for_mutant(mutant, path=path).splitlines()[2:]
+    was, became = (" ".join(line[1:].strip() for line in lines if line[0] == sign) for sign in "-+")
+    told = f"{plain_name(mutant)}: {was} -> {became}"
+    reason = next((reason for pattern, reason in REASONS if re.search(pattern, told)), "")
+    if verdict == "no tests":
+        reason = reason or "no test of this selection comes here"
+    return {"function": plain_name(mutant), "was": was, "became": became, "reason": reason}
+
+
+def write(run: dict[str, float]) -> float:
+    """Write the results; returns the share of the mutants that were noticed."""
+    found = verdicts()
+    living = [
+        survivor(path, mutant, verdict)
+        for path, mutants in found.items()
+        for mutant, verdict in mutants.items()
+        if verdict not in (*NOTICED, "not checked")
+    ]
+    modules = {path: dict(Counter(mutants.values())) for path, mutants in found.items()}
+    checked = sum(count for counts in modules.values() for verdict, count in counts.items() if verdict != "not checked")
+    noticed = sum(counts.get(verdict, 0) for counts in modules.values() for verdict in NOTICED)
+    before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    text = {"modules": modules, "last_run": run or before.get("last_run", {}), "survivors": living}
+    RESULTS.write_text(json.dumps(text, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    share = noticed / max(checked, 1)
+    unexplained = sum(not one["reason"] for one in living)
+    print(f"\n{noticed} of {checked} mutants noticed: {share:.1%}; {unexplained} of the others without a reason")
+    return share
+
+
+def run(names: list[str], children: int) -> dict[str, float]:
+    """Run mutmut; how many mutants it tried and the seconds that took, by the clock and of processors."""
+    began, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = {name for mutants in verdicts().values() for name, verdict in mutants.items() if verdict != "not checked"}
+    try:
+        cli.main(["run", "--max-children", str(children), *names], standalone_mode=False)
+    except KeyboardInterrupt:
+        print("stopped; the verdicts so far are kept")
+    after = {name for mutants in verdicts().values() for name, verdict in mutants.items() if verdict != "not checked"}
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = spent.ru_utime + spent.ru_stime - used.ru_utime - used.ru_stime
+    tried = len(after - before) or len(names)
+    return {"tried": tried, "seconds": round(time.monotonic() - began), "processor_seconds": round(seconds)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--children", type=int, default=2)
+    options = parser.parse_args()
+    file_mutation.MutationVisitor = Visitor
+    names = list(options.names)
+    if options.again:
+        every = (mutant for mutants in verdicts().values() for mutant in mutants.items())
+        names = [name for name, verdict in every if verdict not in (*NOTICED, "not checked")]
+    share = write({} if options.write else run(names, options.children))
+    return 0 if share >= ENOUGH else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,6 +22,7 @@ DOCUMENTS = (
     "docs/recipes.md",
     "docs/benchmarks.md",
     "docs/evaluation.md",
+    "docs/testing.md",
     "reneg_core/tiny/README.md",
 )
 MARK = re.compile(r"<!--=([^>]*?)-->(.*?)<!--/-->", re.DOTALL)
@@ -339,6 +340,31 @@ def originals_table() -> str:
         "largest score difference",
     ]
     return _table(head, rows)
+
+
+@figure
+def mutants() -> str:
+    """Planted mistakes that the tests noticed."""
+    found = results("mutants")
+    return f"{found['noticed']} of {found['tried']} ({found['noticed'] / found['tried']:.1%})"
+
+
+@figure
+def mutants_table() -> str:
+    """The same by module."""
+    tried = {path: one for path, one in results("mutants")["modules"].items() if one["tried"]}
+    rows = [
+        [f"`{path}`", *map(str, one.values()), f"{one['noticed'] / one['tried']:.0%}"] for path, one in tried.items()
+    ]
+    return _table(["module", "mutants", "tried", "noticed", "share"], rows)
+
+
+@figure
+def mutants_living() -> str:
+    """Every one that was not noticed, with the reason."""
+    rows = [[f"`{cell}`" for cell in one[:-1]] + one[-1:] for one in results("mutants")["living"]]
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return _table(["function", "line", "mutated", "why it may live"], escaped)
 
 
 def rendered(text: str) -> str:

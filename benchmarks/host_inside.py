@@ -20,7 +20,7 @@ def enter(script: str) -> None:
     """Continue in the Python of the host, with a base folder of its own; a message and exit 1 without a host."""
     if "RENEG_BENCH_BASE" in os.environ:
         return
-    host = hosting.find_host()
+    host = next(iter(hosting.find_hosts()), None)
     python = host and hosting.find_python(host)
     if not host or not python:
         sys.exit(hosting.MISSING.replace("the host tests are skipped", "nothing is measured"))

@@ -19,7 +19,7 @@ def core_model() -> Any:
     from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from reneg_core.backends.diffusers import DiffusersModel
+    from reneg_core.backends import wrap
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
@@ -45,7 +45,7 @@ def core_model() -> Any:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return DiffusersModel(pipeline, "diffusers")
+    return wrap(pipeline, "diffusers")
 
 
 def tokenizer() -> Any:

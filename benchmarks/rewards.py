@@ -170,25 +170,19 @@ def make_once(path, state):
 def image_reward_state():
     """The 625 published tensors with random values."""
     from reneg_core.rewards.blip import LAYOUT, BlipNetwork, TextEncoder
-    from reneg_core.rewards.transformer import VisionTransformer
+    from reneg_core.rewards.transformer import Stack, VisionTransformer
 
     with torch.device("meta"):
         vision = VisionTransformer(
+            Stack(width=1024, hidden=4096, depth=24, heads=16, eps=1e-6, act="gelu"),
             image_size=224,
             patch_size=16,
-            width=1024,
-            hidden=4096,
-            depth=24,
-            heads=16,
-            eps=1e-6,
-            act="gelu",
             pre_norm=False,
             patch_bias=True,
             first_only=False,
         )
-        text = TextEncoder(
-            rows=30524, context=512, width=768, image_width=1024, hidden=3072, depth=12, heads=12, eps=1e-12, act="gelu"
-        )
+        bert = Stack(width=768, hidden=3072, depth=12, heads=12, eps=1e-12, act="gelu")
+        text = TextEncoder(bert, rows=30524, context=512, image_width=1024)
     state = published(BlipNetwork(vision, text), LAYOUT)
     state["blip.visual_encoder.cls_token"] = state["blip.visual_encoder.cls_token"].view(1, 1, -1)
     state["blip.visual_encoder.pos_embed"] = state["blip.visual_encoder.pos_embed"][None]
@@ -207,25 +201,19 @@ def hpsv2_state():
     from torch import nn
 
     from reneg_core.rewards.clip import OPEN_CLIP, ImageTower, TextTower, TextTransformer
-    from reneg_core.rewards.transformer import VisionTransformer
+    from reneg_core.rewards.transformer import Stack, VisionTransformer
 
     with torch.device("meta"):
         vision = VisionTransformer(
+            Stack(width=1280, hidden=5120, depth=32, heads=16, eps=1e-5, act="gelu"),
             image_size=224,
             patch_size=14,
-            width=1280,
-            hidden=5120,
-            depth=32,
-            heads=16,
-            eps=1e-5,
-            act="gelu",
             pre_norm=True,
             patch_bias=False,
             first_only=True,
         )
-        text = TextTransformer(
-            rows=49408, context=77, width=1024, hidden=4096, depth=24, heads=16, eps=1e-5, act="gelu"
-        )
+        prompt = Stack(width=1024, hidden=4096, depth=24, heads=16, eps=1e-5, act="gelu")
+        text = TextTransformer(prompt, rows=49408, context=77)
         network = nn.ModuleDict({"image": ImageTower(vision, 1024), "text": TextTower(text, 1024)})
     state = published(network["image"], OPEN_CLIP) | published(network["text"], OPEN_CLIP)
     state["logit_scale"] = torch.tensor(4.6052)

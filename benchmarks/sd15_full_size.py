@@ -15,7 +15,8 @@ import torch
 from gradient_part import backward, our_x0, plain_x0
 from measure import in_turn, peak_bytes, publish, table
 
-from reneg_core.backends.diffusers import DiffusersModel, pick_device, pick_dtype
+from reneg_core.backends import DiffusersModel, wrap
+from reneg_core.backends.devices import pick_device, pick_dtype
 from reneg_core.model import Conditioning
 from reneg_core.rewards import load_reward
 from reneg_core.sampling import Sampling, Size
@@ -47,7 +48,7 @@ def build(dtype: torch.dtype, device: torch.device) -> DiffusersModel:
         set_alpha_to_one=False, steps_offset=1,
     )  # fmt: skip
     pipeline = StableDiffusionPipeline(vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
-    return DiffusersModel(pipeline.to(device, dtype), "sd1.5-random")
+    return wrap(pipeline.to(device, dtype), "sd1.5-random")
 
 
 def main() -> None:

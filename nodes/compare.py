@@ -23,7 +23,7 @@ from reneg_core.sampling import Sampling
 from reneg_core.training import AdaptConfig
 
 from .host import files
-from .host.feedback import Progress, say, stop_if_asked
+from .host.feedback import Progress, say, stoppable
 from .host.rewards import HostReward
 from .host.schedules import learned_for
 from .inputs import model_inputs, pass_inputs, picture_inputs, prompt_list, solver_input, wrong_choice
@@ -95,7 +95,7 @@ class CompareNegatives(io.ComfyNode):
         texts = {} if text_negative is None else {TEXT: only_text(text_negative)}
         judges = Judges({reward.name: reward.reward.score}, climbed=reward.reward)
         with torch.inference_mode(False), torch.no_grad():
-            host = host_model(model, clip, vae, reward, options, stop_if_asked)
+            host = host_model(model, clip, vae, reward, options, stoppable)
             rivals = Rivals(
                 encoded=texts,
                 embeddings={} if embedding is None else {EMBEDDING: suited(embedding, host.encode([""]))},

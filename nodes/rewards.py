@@ -8,7 +8,9 @@ from comfy_api.latest import io
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from reneg_core.evaluation.pictures import enlarge
 from reneg_core.rewards import ScoreDetails, available_rewards
+from reneg_core.rewards.precision import PRECISIONS
 
 from .host import files, rewards
 from .host.feedback import say
@@ -17,8 +19,8 @@ from .layout import image_to_pil, pil_to_image, to_bchw
 from .sampling import not_in
 from .schema import Reward, advanced, schema
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AUTOMATIC = "automatic"
+LEAST_WIDTH = 128
 PROMPT_TIP = "What the pictures should show. Aesthetic rewards ignore it."
 
 
@@ -286,8 +288,10 @@ def report_of(
 
 
 def labelled_image(image: Tensor, text: str) -> Tensor:
-    """``[H,W,C]`` with a strip of text under the picture -> ``[1,H+strip,W,3]``."""
+    """``[H,W,C]`` with a strip of text under the picture -> ``[1,H+strip,W,3]``; pictures too small for text are
+    enlarged by a whole factor."""
     picture = image_to_pil(image[..., :3])
+    picture = enlarge(picture, LEAST_WIDTH) if max(picture.size) < LEAST_WIDTH else picture
     size = max(10, picture.width // 24)
     canvas = Image.new("RGB", (picture.width, picture.height + size + size // 2), "black")
     canvas.paste(picture)

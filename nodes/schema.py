@@ -1,10 +1,10 @@
 """Node schemas that use what a newer host offers and still load on the oldest supported one."""
 
-import dataclasses
-import inspect
 from typing import Any
 
 from comfy_api.latest import io
+
+from .host import probing
 
 CATEGORY = "ReNeg"
 Embedding = io.Custom("RENEG_EMBEDDING")
@@ -13,13 +13,13 @@ Reward = io.Custom("RENEG_REWARD")
 
 def schema(**values: Any) -> io.Schema:
     """``io.Schema`` without the fields this host does not know (search aliases, for example)."""
-    known = {field.name for field in dataclasses.fields(io.Schema)}
+    known = probing.schema_fields()
     return io.Schema(**{"category": CATEGORY} | {key: value for key, value in values.items() if key in known})
 
 
 def advanced(kind: type, *args: Any, **options: Any) -> io.Input:
     """An input of ``kind`` (io.Int, io.Float, ...) that hosts which can do so fold away under "advanced"."""
-    if "advanced" in inspect.signature(kind.Input.__init__).parameters:
+    if probing.folds_inputs(kind):
         options["advanced"] = True
     return kind.Input(*args, **options)
 

@@ -1,12 +1,13 @@
 """The nodes' inputs as the core's settings: the one place that reads them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from reneg_core.guidance import Guidance
 from reneg_core.sampling import Jitter, Sampling, Size
 from reneg_core.training.config import RolloutConfig
 
+from .host.feedback import Passing
 from .host.model import HostModel
 from .host.rewards import HostReward
 from .host.schedules import spacing_of
@@ -61,7 +62,7 @@ def jitter_of(options: Mapping[str, Any]) -> Jitter:
 
 
 def host_model(
-    model: Any, clip: Any, vae: Any, reward: HostReward, options: Mapping[str, Any], on_pass: Callable[[], None]
+    model: Any, clip: Any, vae: Any, reward: HostReward, options: Mapping[str, Any], passing: Passing
 ) -> HostModel:
     """The core's view of the host's model for one piece of work; a gradient through several steps keeps as much as
     that many pictures would, unless their activations are computed again."""
@@ -75,7 +76,7 @@ def host_model(
         companions=reward.patchers,
         size=Size(options["height"], options["width"]),
         batch=options["micro_batch"] * kept,
-        on_pass=on_pass,
+        passing=passing,
     )
 
 

@@ -22,7 +22,7 @@ from .inputs import model_inputs, prompt_list, reach_inputs, rollout_inputs, var
 from .layout import pil_to_image, suited, to_bhwc, to_host
 from .schema import Embedding, Reward, advanced, schema
 from .settings import check_levels, host_model, jitter_of, rollout_settings
-from .watching import NodeObserver, load_records, require_plots
+from .watching import NodeObserver, load_records, require_plots, seed_of
 
 
 class TrainEmbedding(io.ComfyNode):
@@ -54,7 +54,13 @@ class TrainEmbedding(io.ComfyNode):
                 ),
                 io.Int.Input("steps", default=4000, min=1, max=1000000, tooltip="Optimizer steps (paper: 4000)."),
                 io.Int.Input("batch_size", default=64, min=1, max=4096, tooltip="Pictures per step (paper: 64)."),
-                io.Int.Input("seed", default=0, min=0, max=2**53 - 1, tooltip="Seed of prompts and noise."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**53 - 1,
+                    tooltip="Seed of prompts and noise. A run that goes on keeps its own.",
+                ),
                 *rollout_inputs(5e-3, 1),
                 advanced(
                     io.Int,
@@ -126,12 +132,12 @@ class TrainEmbedding(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, run_name: str, **others: Any) -> str:
-        """A run that was stopped or removed is not served from the host's cache."""
+        """A run that was stopped or removed is not served from the host's cache; one that stands where it stood is."""
         try:
             newest = max((files.run_folder(run_name) / "checkpoints").glob("step-*.safetensors"), default=None)
         except (ValueError, OSError, TypeError):
             newest = None
-        return f"{run_name} {newest.name} {newest.stat().st_mtime_ns}" if newest else str(run_name)
+        return f"{run_name} {newest.name}" if newest else str(run_name)
 
     @classmethod
     def execute(
@@ -151,9 +157,10 @@ class TrainEmbedding(io.ComfyNode):
         require_plots()
         texts = split_prompts(prompt_list(prompts, prompt_file), prompt_list(validation_prompts, files.NOTHING))
         folder, button = files.run_folder(run_name), StopButton()
-        observer = NodeObserver(options["steps"], button, cls.hidden.unique_id)
-        with torch.inference_mode(False):
-            host = host_model(model, clip, vae, joined(reward, watched_reward), options, button.leave_step)
+        options["seed"] = seed_of(folder, options["seed"])
+        observer = NodeObserver(options["steps"], button, cls.hidden.unique_id, folder)
+        with torch.inference_mode(False), button:
+            host = host_model(model, clip, vae, joined(reward, watched_reward), options, button.leaving)
             config = TrainConfig(
                 **rollout_settings(options),
                 jitter=jitter_of(options),
@@ -281,9 +288,9 @@ class AdaptEmbedding(io.ComfyNode):
     ) -> io.NodeOutput:
         seeds, button = [seed + i for i in range(pictures)], StopButton()
         progress = Progress(pictures)
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), button:
             config = AdaptConfig(**rollout_settings(options))
-            host = host_model(model, clip, vae, reward, options, lambda: None)
+            host = host_model(model, clip, vae, reward, options, button.taken)
             result = adapt(
                 host,
                 reward.reward,

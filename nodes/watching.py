@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reneg_core.evaluation import grid, learning_curve
@@ -16,14 +18,18 @@ SIDE = 128
 
 
 class NodeObserver:
-    """Shows a :class:`~reneg_core.training.Trainer` run on its node."""
+    """Shows a :class:`~reneg_core.training.Trainer` run on its node.
 
-    def __init__(self, total: int, button: StopButton, node_id: str | None) -> None:
+    What is shown stays in the run's folder, so that a run that goes on, or has nothing left to do, shows its own start
+    and its whole curve.
+    """
+
+    def __init__(self, total: int, button: StopButton, node_id: str | None, folder: Path) -> None:
         self.progress, self.total = Progress(total), total
         self.button, self.node_id = button, node_id
-        self.records: list[dict[str, Any]] = []
-        self.first: Tensor | None = None
-        self.last: Tensor | None = None
+        self.file = folder / "shown.safetensors"
+        self.records = load_records(folder)
+        self.first, self.last = load_shown(self.file)
 
     def on_step(self, record: dict[str, Any]) -> None:
         self.records.append(record)
@@ -36,7 +42,9 @@ class NodeObserver:
     def on_validation(self, record: dict[str, Any], images: Tensor, prompts: list[str]) -> None:
         self.records.append(record)
         self.last = images[:SHOWN].float().cpu()
-        self.first = self.last if self.first is None else self.first
+        if record["step"] == 0 or self.first is None:
+            self.first = self.last
+        save_shown(self.file, self.first, self.last)
         self.button.update(self.progress, record["step"], self.picture(), always=True)
         say(f"validation at step {record['step']}: reward {record['reward']:.4f}", self.node_id)
 
@@ -68,6 +76,35 @@ def stacked(pictures: list[Image.Image]) -> Image.Image:
         canvas.paste(picture, (0, top))
         top += picture.height
     return canvas
+
+
+def save_shown(file: Path, first: Tensor, last: Tensor) -> None:
+    """Keep pictures ``[B,3,H,W]`` in [0,1] in 8 bits; the file is replaced as a whole."""
+    part = file.with_suffix(".part")
+    save_file({"first": _bits(first), "last": _bits(last)}, part)
+    part.replace(file)
+
+
+def load_shown(file: Path) -> tuple[Tensor | None, Tensor | None]:
+    """Pictures of the start and of the last validation; None where there are none."""
+    if not file.is_file():
+        return None, None
+    kept = load_file(file)
+    return kept["first"].float() / 255, kept["last"].float() / 255
+
+
+def _bits(images: Tensor) -> Tensor:
+    return images.clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+def seed_of(folder: Path, asked: int) -> int:
+    """The seed that the run in ``folder`` began with, else the one asked for: the page gives a new one after every Run
+    unless it is told not to, and a run that goes on is still the same run."""
+    from reneg_core.training.state import RunDirectory
+
+    found = RunDirectory(folder).latest()
+    stored = found[1] if found else {}
+    return stored.get("settings", stored).get("seed", asked)
 
 
 def load_records(folder: Path) -> list[dict[str, Any]]:

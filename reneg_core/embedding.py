@@ -18,39 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from .conventions import FAMILIES, describe_family, encoder_of, family_of_width
 from .model import Conditioning
 from .settings import SAMPLING_HINTS, Sampling
 
 FORMAT = "reneg-embedding"
 FORMAT_VERSION = "1"
-
-
-@dataclass(frozen=True)
-class TextFamily:
-    """A text encoder as embeddings know it: its output width, its pooled width (0 = none needed), and its models."""
-
-    width: int
-    pooled: int
-    models: str
-    published: str
-
-
-FAMILIES = {
-    "clip-l": TextFamily(768, 0, "Stable Diffusion 1.x", "sd1.4_reneg_emb.bin or sd1.5_reneg_emb.bin"),
-    "openclip-h": TextFamily(1024, 0, "Stable Diffusion 2.x, ZeroScope, VideoCrafter2", "sd2.1_reneg_emb.bin"),
-    "sdxl": TextFamily(2048, 1280, "Stable Diffusion XL", "none; train one"),
-    "t5-xxl": TextFamily(4096, 0, "PixArt, LTX-Video and other T5-v1.1-xxl models", "pixart-alpha_reneg_emb.bin"),
-}
-
-
-def family_of_width(width: int) -> str:
-    """The text-encoder family with output width ``width``; other encoders are named by their width."""
-    return next((name for name, family in FAMILIES.items() if family.width == width), f"width-{width}")
-
-
-def describe_family(name: str) -> str:
-    """A family with its models in words, for messages."""
-    return f"{name} ({FAMILIES[name].models})" if name in FAMILIES else name
 
 
 @dataclass(frozen=True)
@@ -150,21 +123,24 @@ class NegativeEmbedding:
 
     def require(self, family: str, width: int, max_tokens: int | None = None) -> None:
         """Refuse a model this embedding was not made for (ValueError naming both sides and the file that fits)."""
-        if self.family != family or self.width != width:
-            fit = FAMILIES[family].published if family in FAMILIES else "one trained for this model"
-            raise ValueError(
-                f"Got an embedding for the text encoder {describe_family(self.family)}, width {self.width}; this model "
-                f"uses {describe_family(family)}, width {width}. Try an embedding of that family (published: {fit})."
-            )
+        self._require_encoder(family, width)
         if max_tokens and self.length > max_tokens:
             raise ValueError(
                 f"Got an embedding of {self.length} tokens, this model takes at most {max_tokens}. "
                 "Try an embedding trained with this model."
             )
 
+    def _require_encoder(self, family: str, width: int) -> None:
+        if self.width != width or encoder_of(self.family) != encoder_of(family):
+            fit = FAMILIES[family].published if family in FAMILIES else "one trained for this model"
+            raise ValueError(
+                f"Got an embedding for the text encoder {describe_family(self.family)}, width {self.width}; this model "
+                f"uses {describe_family(family)}, width {width}. Try an embedding of that family (published: {fit})."
+            )
+
     def blend(self, other: "NegativeEmbedding", weight: float) -> "NegativeEmbedding":
         """``(1 - weight) * self + weight * other``; weight 0 is this one, 1 the other. Shapes and family must agree."""
-        other.require(self.family, self.width)
+        other._require_encoder(self.family, self.width)
         if other.length != self.length:
             raise ValueError(f"Got embeddings of {self.length} and {other.length} tokens, expected equal lengths.")
         if not _same_mask(self.mask, other.mask):
@@ -182,18 +158,20 @@ class NegativeEmbedding:
     def toward_null(self, null: Conditioning, strength: float) -> "NegativeEmbedding":
         """``null + strength * (self - null)``: 0 is the empty prompt, 1 this embedding, above 1 exaggerates.
 
-        null: the model's encoding of the empty prompt, tokens ``[1,L,D]``; without a mask it attends to all of them.
+        null: the model's encoding of the empty prompt, tokens ``[1,L,D]``. Where this embedding attends to all of its
+        tokens, so does the empty prompt, padding included: that is where training began.
         Errors: ValueError where the two differ in length, in what they attend to, or in having a pooled vector.
         """
-        everywhere = torch.ones(null.tokens.shape[:2]) if null.mask is None else null.mask
-        base = NegativeEmbedding(null.tokens, self.family, None if self.mask is None else everywhere, null.pooled)
+        everywhere = null.mask is None or (self.mask is not None and bool(self.mask.all()))
+        mask = torch.ones(null.tokens.shape[:2]) if everywhere else null.mask
+        base = NegativeEmbedding(null.tokens, self.family, None if self.mask is None else mask, null.pooled)
         blended = base.blend(self, strength)
         notes = {**self.provenance.notes, "strength": strength}
         return replace(blended, provenance=replace(self.provenance, notes=notes))
 
     def compare(self, other: "NegativeEmbedding") -> dict[str, Any]:
         """Norms of both, distance, overall cosine and cosine per token (list of L numbers in [-1,1])."""
-        other.require(self.family, self.width)
+        other._require_encoder(self.family, self.width)
         if other.length != self.length:
             raise ValueError(f"Got embeddings of {self.length} and {other.length} tokens, expected equal lengths.")
         a, b = self.tokens[0].double(), other.tokens[0].double()

@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from .picture_files import opened
+
 SCORES_KEY = "reneg_scores"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 USER_COMMENT = 0x9286  # Exif tag where A1111 puts its parameters in JPEG and WebP
@@ -21,14 +23,16 @@ Graph = Mapping[str, Mapping[str, object]]
 
 
 def read_prompt(path: Path) -> str | None:
-    """The positive prompt that a picture file says it was made from, None if it says nothing."""
-    from PIL import Image
+    """The positive prompt that a picture file says it was made from, None if it says nothing that can be understood.
 
-    with Image.open(path) as picture:
+    Raises PictureError for a file that is no picture.
+    """
+    with opened(path) as picture:
         texts = {key: value for key, value in picture.info.items() if isinstance(value, str)}
         comment = picture.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
     if "reneg" in texts:
-        return _json(texts["reneg"]).get("prompt")
+        prompt = _json(texts["reneg"]).get("prompt")
+        return prompt if isinstance(prompt, str) else None
     if "prompt" in texts and (graph := _json(texts["prompt"])):
         return prompt_of_graph(graph)
     parameters = texts.get("parameters") or _user_comment(comment)
@@ -44,7 +48,11 @@ def prompt_of_parameters(parameters: str) -> str:
 def prompt_of_graph(graph: Graph) -> str | None:
     """The positive prompt of ComfyUI's API graph: backwards from the outputs to the first node with a positive input,
     and from there to its text. None if no text is reached."""
-    nodes = {str(key): node for key, node in graph.items() if isinstance(node, Mapping)}
+    nodes = {
+        str(key): {**node, "inputs": node["inputs"]}
+        for key, node in graph.items()
+        if isinstance(node, Mapping) and isinstance(node.get("inputs"), Mapping)
+    }
     used = {target for node in nodes.values() for _, target in _links(node, nodes)}
     for key in (key for key in nodes if key not in used):
         for node in _backwards(key, nodes):
@@ -64,17 +72,19 @@ def write_scores(path: Path, scores: Mapping[str, float]) -> None:
     before_pixels = next((i for i, chunk in enumerate(kept) if chunk[4:8] == b"IDAT"), len(kept) - 1)
     kept.insert(before_pixels, _chunk(b"tEXt", entry))
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(PNG_SIGNATURE + b"".join(kept))
-    os.chmod(temporary, path.stat().st_mode)
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(PNG_SIGNATURE + b"".join(kept))
+        os.chmod(temporary, path.stat().st_mode)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def read_scores(path: Path) -> dict[str, float]:
-    """Scores stored by `write_scores`, {} if there are none."""
-    from PIL import Image
-
-    with Image.open(path) as picture:
+    """Scores stored by `write_scores`, {} if there are none; PictureError for a file that is no picture."""
+    with opened(path) as picture:
         return _json(picture.info.get(SCORES_KEY, "{}"))
 
 
@@ -90,7 +100,7 @@ def _chunks(data: bytes, path: Path) -> Iterator[bytes]:
     if data[:8] != PNG_SIGNATURE:
         raise ValueError(f"{path} is not a PNG; scores are written into PNG files only")
     position = 8
-    while position < len(data):
+    while position + 12 <= len(data):
         size = struct.unpack(">I", data[position : position + 4])[0] + 12
         yield data[position : position + size]
         if data[position + 4 : position + 8] == b"IEND":
@@ -106,9 +116,8 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 def _links(node: Mapping[str, object], nodes: Graph) -> list[tuple[str, str]]:
     """(input name, node key) for every input of `node` that is a link."""
-    inputs = node.get("inputs")
     found = []
-    for name, value in inputs.items() if isinstance(inputs, Mapping) else ():
+    for name, value in node["inputs"].items():
         if isinstance(value, list) and len(value) == 2 and str(value[0]) in nodes:
             found.append((name, str(value[0])))
     return found
@@ -129,7 +138,7 @@ def _backwards(start: str, nodes: Graph) -> Iterator[Mapping[str, object]]:
 def _text(key: str, nodes: Graph) -> str | None:
     """The text at or behind a conditioning node."""
     for node in _backwards_through_conditioning(key, nodes):
-        inputs = node.get("inputs", {})
+        inputs = node["inputs"]
         for name in TEXT_INPUTS:
             if isinstance(inputs.get(name), str):
                 return inputs[name]
@@ -143,7 +152,7 @@ def _backwards_through_conditioning(start: str, nodes: Graph) -> Iterator[Mappin
             **node,
             "inputs": {
                 name: value
-                for name, value in dict(node.get("inputs") or {}).items()
+                for name, value in node["inputs"].items()
                 if name not in ("negative", "model", "clip", "vae", "image", "latent_image")
             },
         }
@@ -162,6 +171,6 @@ def _user_comment(comment: object) -> str | None:
 def _json(text: str) -> dict[str, object]:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError, TypeError):
         return {}
     return value if isinstance(value, dict) else {}

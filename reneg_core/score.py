@@ -1,17 +1,22 @@
 """Scoring picture files: which files, which prompt belongs to each, what every reward says."""
 
+import glob
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from reneg_core.picture_files import PictureError, read_levels
 from reneg_core.picture_metadata import read_prompt
 from reneg_core.rewards import Reward, RewardMix, load_reward
+from reneg_core.rewards.base import device_of
+from reneg_core.rewards.pixels import Pixels, form, joined, size_in_bytes
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+WAITING_BYTES = 1 << 28  # of pictures that wait for others of their size
 
 
 @dataclass(frozen=True)
@@ -41,32 +46,53 @@ def load_rewards(specs: Sequence[str], **options: object) -> Reward:
     return RewardMix(rewards, dict.fromkeys(rewards, 1.0), normalise="none").eval()
 
 
+def columns_of(reward: Reward, side_by_side: bool = False) -> list[str]:
+    """Names of the numbers that `score_files` gives, the one that counts first.
+
+    side_by_side: a mix only lists several rewards (`load_rewards`), so its sum is left out.
+    """
+    names = reward.columns()
+    return names[1:] if side_by_side and len(names) > 1 else names
+
+
 def find_images(inputs: Sequence[str | Path]) -> list[Path]:
-    """Files as given and the pictures of folders (subfolders included, sorted); raises FileNotFoundError for an input
-    that does not exist or a folder without pictures."""
-    found: list[Path] = []
-    for entry in map(Path, inputs):
-        if entry.is_file():
-            found.append(entry)
-            continue
-        inside = sorted(path for path in entry.rglob("*") if path.suffix.lower() in SUFFIXES) if entry.is_dir() else []
-        if not inside:
-            problem = "holds no pictures" if entry.is_dir() else "does not exist"
-            raise FileNotFoundError(f"{entry} {problem}; expected picture files ({', '.join(SUFFIXES)}) or folders")
-        found.extend(inside)
-    return found
+    """Files as given, the pictures of folders (subfolders included, sorted), and what patterns such as `out/*.png`
+    match; raises FileNotFoundError for an input that does not exist or a folder or pattern without pictures."""
+    return [path for entry in inputs for path in _pictures(Path(entry))]
 
 
-def prompts_for(paths: Sequence[Path], prompt: str | None = None, prompt_file: Path | None = None) -> list[str | None]:
+def _pictures(entry: Path) -> list[Path]:
+    if entry.is_file():
+        return [entry]
+    if entry.is_dir():
+        inside = sorted(path for path in entry.rglob("*") if path.suffix.lower() in SUFFIXES)
+        problem = "holds no pictures"
+    else:
+        matches = sorted(Path(match) for match in glob.glob(str(entry), recursive=True))
+        inside = [path for path in matches if path.suffix.lower() in SUFFIXES]
+        problem = "matches no pictures" if glob.has_magic(str(entry)) else "does not exist"
+    if not inside:
+        raise FileNotFoundError(f"{entry} {problem}; expected picture files ({', '.join(SUFFIXES)}) or folders")
+    return inside
+
+
+def prompts_for(
+    paths: Sequence[Path],
+    prompt: str | None = None,
+    prompt_file: Path | None = None,
+    failed: dict[Path, str] | None = None,
+) -> list[str | None]:
     """One prompt per picture: `prompt` for all, or from `prompt_file`, or from each picture's own metadata (None if it
     has none). The file holds one prompt per line in the order of the pictures, or is JSON: a list, or an object from
-    file name to prompt."""
+    file name to prompt.
+
+    failed: receives what is wrong with each picture that cannot be read; without it the first raises PictureError.
+    """
     if prompt is not None:
         return [prompt] * len(paths)
     if prompt_file is None:
-        return [read_prompt(path) for path in paths]
-    text = Path(prompt_file).read_text(encoding="utf-8")
-    entries = json.loads(text) if Path(prompt_file).suffix == ".json" else text.splitlines()
+        return [_own_prompt(path, failed) for path in paths]
+    entries = _prompt_entries(Path(prompt_file))
     if isinstance(entries, Mapping):
         return [entries.get(str(path), entries.get(path.name)) for path in paths]
     if len(entries) != len(paths):
@@ -77,6 +103,28 @@ def prompts_for(paths: Sequence[Path], prompt: str | None = None, prompt_file: P
     return list(entries)
 
 
+def _own_prompt(path: Path, failed: dict[Path, str] | None) -> str | None:
+    try:
+        return read_prompt(path)
+    except PictureError as error:
+        if failed is None:
+            raise
+        failed[path] = str(error)
+        return None
+
+
+def _prompt_entries(path: Path) -> Sequence[str] | Mapping[str, str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        entries = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); expected UTF-8 lines of text or JSON") from error
+    values = entries.values() if isinstance(entries, Mapping) else entries
+    if isinstance(entries, (str, int, float)) or not all(isinstance(value, str) for value in values or ()):
+        raise ValueError(f"{path}: expected a JSON list of prompts, or an object from file name to prompt")
+    return entries
+
+
 def score_files(
     reward: Reward,
     paths: Sequence[Path],
@@ -85,66 +133,105 @@ def score_files(
     batch_size: int = 16,
     side_by_side: bool = False,
     progress: Callable[[int], None] = lambda done: None,
+    failed: dict[Path, str] | None = None,
 ) -> list[ScoredImage]:
-    """Score pictures in batches of equal size, without gradient. Every prompt is checked before the first picture.
+    """Score pictures without gradient, in batches of what is of one size after the reward's preprocessing.
 
-    side_by_side: a mix only lists several rewards (`load_rewards`), so its sum is left out.
-
+    Every prompt is checked before the first picture is read; results have the order of `paths`.
+    side_by_side: see `columns_of`. progress: is told how many more pictures are done.
+    failed: receives what is wrong with each picture that cannot be read or scored, and the others are scored; those
+    in it already are left out. Without it the first such picture raises PictureError.
     Raises ValueError naming the first picture without a prompt if the reward reads prompts.
     """
-    without = [path for path, prompt in zip(paths, prompts, strict=True) if prompt is None]
+    if batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+    jobs = [job for job in zip(paths, prompts, strict=True) if failed is None or job[0] not in failed]
+    without = [path for path, prompt in jobs if prompt is None]
     if reward.needs_prompt and without:
         raise ValueError(
-            f"{len(without)} of {len(paths)} pictures carry no prompt in their metadata, "
+            f"{len(without)} of {len(jobs)} pictures carry no prompt in their metadata, "
             f"first {without[0]}; {reward.name} needs one: give --prompt or --prompts"
         )
-    results = []
-    for batch_paths, images in _batches(paths, batch_size):
-        texts = [prompt or "" for prompt in prompts[len(results) : len(results) + len(batch_paths)]]
-        results += _score_batch(reward, batch_paths, images, texts, side_by_side)
-        progress(len(batch_paths))
-    return results
+    names = columns_of(reward, side_by_side)
+    results: dict[int, ScoredImage] = {}
+    for batch in _batches(reward, jobs, batch_size, failed):
+        for index, outcome in _scored(reward, batch, names):
+            if isinstance(outcome, ScoredImage):
+                results[index] = outcome
+            else:
+                _fail(outcome, jobs[index][0], failed)
+        progress(len(batch))
+    return [results[index] for index in sorted(results)]
 
 
-def load_image(path: Path) -> Tensor:
-    """A picture file as [1,3,H,W] float32 in [0,1]; transparency is dropped."""
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
+@dataclass(frozen=True)
+class _Ready:
+    """A picture as the reward looks at it, and its place among the jobs."""
 
-    try:
-        with Image.open(path) as picture:
-            pixels = np.array(picture.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not a picture that Pillow can read") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    index: int
+    path: Path
+    prompt: str
+    pixels: Pixels
 
 
-def _batches(paths: Sequence[Path], batch_size: int) -> Iterator[tuple[list[Path], Tensor]]:
-    """Consecutive pictures of one size, at most `batch_size` at a time."""
-    names: list[Path] = []
-    images: list[Tensor] = []
-    for path in paths:
-        image = load_image(path)
-        if images and (len(images) == batch_size or images[0].shape != image.shape):
-            yield names, torch.cat(images)
-            names, images = [], []
-        names.append(path)
-        images.append(image)
-    if images:
-        yield names, torch.cat(images)
+def _batches(
+    reward: Reward, jobs: Sequence[tuple[Path, str | None]], batch_size: int, failed: dict[Path, str] | None
+) -> Iterator[list[_Ready]]:
+    """Pictures of one size after preprocessing, at most `batch_size` and what one pass takes; few wait at a time."""
+    limit = min(batch_size, reward.images_per_pass(0, 0, gradient=False))
+    device, waiting = device_of(reward), dict[Hashable, list[_Ready]]()
+    for index, (path, prompt) in enumerate(jobs):
+        try:
+            pixels = _looked_at(reward, path, device)
+        except PictureError as error:
+            _fail(error, path, failed)
+            continue
+        size = form(pixels)
+        group = waiting.setdefault(size, [])
+        group.append(_Ready(index, path, prompt or "", pixels))
+        if len(group) == limit:
+            yield waiting.pop(size)
+        elif sum(size_in_bytes(ready.pixels) for group in waiting.values() for ready in group) > WAITING_BYTES:
+            yield waiting.pop(max(waiting, key=lambda size: len(waiting[size])))
+    yield from waiting.values()
 
 
 @torch.no_grad()
-def _score_batch(
-    reward: Reward, paths: list[Path], images: Tensor, prompts: list[str], side_by_side: bool
-) -> list[ScoredImage]:
-    details = reward.details(images, prompts)
-    named = details.parts if side_by_side or len(details.parts) == 1 else {reward.name: details.scores, **details.parts}
-    columns = {name: scores.tolist() for name, scores in named.items()}
-    first = next(iter(columns.values()))
-    return [
-        ScoredImage(
-            path, prompts[i], first[i], {name: values[i] for name, values in columns.items()}, details.truncated[i]
-        )
-        for i, path in enumerate(paths)
-    ]
+def _looked_at(reward: Reward, path: Path, device: torch.device) -> Pixels:
+    levels = read_levels(path)
+    try:
+        return reward.preprocess(levels.to(device))
+    except ValueError as error:
+        raise PictureError(f"{path} cannot be scored ({error})") from error
+
+
+def _scored(
+    reward: Reward, batch: Sequence[_Ready], names: Sequence[str]
+) -> Iterator[tuple[int, ScoredImage | PictureError]]:
+    """Each picture's place and result; where the reward refuses a batch, which of its pictures it refuses."""
+    prompts = [ready.prompt for ready in batch]
+    try:
+        details = reward.details_of_pixels(joined([ready.pixels for ready in batch]), prompts)
+    except ValueError as error:
+        if len(batch) > 1:
+            for ready in batch:
+                yield from _scored(reward, [ready], names)
+        else:
+            yield batch[0].index, PictureError(f"{batch[0].path} cannot be scored ({error})")
+        return
+    columns = {reward.name: details.scores.tolist()}
+    columns |= {name: scores.tolist() for name, scores in details.parts.items()}
+    for i, ready in enumerate(batch):
+        scores = {name: columns[name][i] for name in names}
+        odd = [f"{name} gives {value}" for name, value in scores.items() if not math.isfinite(value)]
+        if odd:
+            yield ready.index, PictureError(f"{ready.path} cannot be scored ({odd[0]}; try the precision fp32)")
+        else:
+            first = scores[names[0]]
+            yield ready.index, ScoredImage(ready.path, ready.prompt, first, scores, details.truncated[i])
+
+
+def _fail(error: PictureError, path: Path, failed: dict[Path, str] | None) -> None:
+    if failed is None:
+        raise error
+    failed[path] = str(error)

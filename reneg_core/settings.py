@@ -20,10 +20,11 @@ S = TypeVar("S", "Sampling", "Jitter")
 
 @dataclass(frozen=True)
 class Size:
-    """A picture's height and width in pixels; None is the model's native side."""
+    """A picture's height and width in pixels, and a video's number of frames; None is the model's own."""
 
     height: int | None = None
     width: int | None = None
+    frames: int | None = None
 
 
 NATIVE = Size()
@@ -98,8 +99,10 @@ class Sampling:
             parts.append(f"guidance from {guidance.start:g} to {guidance.end:g}")
         if guidance.rescale:
             parts.append(f"rescale {guidance.rescale:g}")
-        if size != NATIVE:
+        if size.width or size.height:
             parts.append(f"{size.width or 'native'}x{size.height or 'native'} pixels")
+        if size.frames:
+            parts.append(f"{size.frames} frames")
         return ", ".join(parts)
 
 

@@ -90,28 +90,29 @@ def living(path: str, mutant: str, verdict: str) -> list[str]:
     function = plain_name(mutant).removeprefix("reneg_core.")
     told = f"{function}: {was} -> {became}"
     reason = next((reason for pattern, reason in REASONS if re.search(pattern, told)), "")
-    return [function, was, became, reason or ("no test comes here" if verdict == "no tests" else "")]
+    return [
+        f"`{function}`",
+        f"`{was}`",
+        f"`{became}`",
+        reason or ("no test comes here" if verdict == "no tests" else ""),
+    ]
 
 
 def write(run: dict[str, float]) -> float:
     """Write the results; returns the share of the mutants that were noticed."""
-    found, modules = verdicts(), {}
-    for path, mutants in found.items():
-        tried = [verdict for verdict in mutants.values() if verdict != "not checked"]
-        noticed = sum(verdict in NOTICED for verdict in tried)
-        modules[path] = {"mutants": len(mutants), "tried": len(tried), "noticed": noticed}
-    left = [
-        living(path, mutant, verdict)
-        for path, mutants in found.items()
-        for mutant, verdict in mutants.items()
-        if verdict not in (*NOTICED, "not checked")
-    ]
+    modules, left = [], []
+    for path, mutants in verdicts().items():
+        tried = {mutant: verdict for mutant, verdict in mutants.items() if verdict != "not checked"}
+        noticed = sum(verdict in NOTICED for verdict in tried.values())
+        if tried:
+            modules.append([f"`{path}`", len(mutants), len(tried), noticed, round(noticed / len(tried), 3)])
+        left += [living(path, mutant, verdict) for mutant, verdict in tried.items() if verdict not in NOTICED]
     before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    noticed, tried = (sum(one[key] for one in modules.values()) for key in ("noticed", "tried"))
-    text = {"noticed": noticed, "tried": tried, "last_run": run or before.get("last_run", {}), "modules": modules}
-    text["living"] = left
+    tried, noticed = (sum(row[column] for row in modules) for column in (2, 3))
+    text = {"noticed": noticed, "tried": tried, "last_run": run or before.get("last_run", {})}
+    text |= {"modules": modules, "living": left}
     RESULTS.write_text(json.dumps(text, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    share, unexplained = noticed / max(tried, 1), sum(not one[-1] for one in left)
+    share, unexplained = noticed / max(tried, 1), sum(not row[-1] for row in left)
     print(f"\n{noticed} of {tried} mutants noticed: {share:.1%}; {unexplained} of the others without a reason")
     return share
 

@@ -34,25 +34,45 @@ def scheduler(prediction: str = "epsilon", **options: object) -> DDIMScheduler:
     return DDIMScheduler(**{**settings, **options})
 
 
+def text_encoder(words: CLIPTokenizer, width: int = WIDTH) -> CLIPTextModel:
+    """A CLIP text encoder of two layers."""
+    return CLIPTextModel(text_config(words, width))
+
+
+def text_config(words: CLIPTokenizer, width: int, **options: object) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=words.model_max_length,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+        **options,
+    )
+
+
+def vae(**options: object) -> AutoencoderKL:
+    """Pictures twice as large as latents."""
+    return AutoencoderKL(
+        block_out_channels=(16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=8,
+        sample_size=16,
+        **options,
+    )
+
+
 def pipeline(
     prediction: str = "epsilon", width: int = WIDTH, seed: int = 0, tokens: int = 16
 ) -> StableDiffusionPipeline:
     """A whole random Stable Diffusion: 4x8x8 latents, 16x16 pictures, ``tokens`` tokens of ``width`` channels."""
     torch.manual_seed(seed)
     words = tokenizer(tokens)
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(words),
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=words.model_max_length,
-            bos_token_id=words.bos_token_id,
-            eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id,
-        )
-    )
+    text = text_encoder(words, width)
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 32),
@@ -63,15 +83,8 @@ def pipeline(
         attention_head_dim=8,
         norm_num_groups=8,
     )
-    vae = AutoencoderKL(
-        block_out_channels=(16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=8,
-        sample_size=16,
-    )
     return StableDiffusionPipeline(
-        vae=vae,
+        vae=vae(),
         text_encoder=text,
         tokenizer=words,
         unet=unet,

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from builders import pipeline
 
-from reneg_core.backends.diffusers import DiffusersModel
+from reneg_core.backends import DiffusersModel, wrap
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=50)
 settings.load_profile("repeatable")
@@ -28,9 +28,9 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def model() -> DiffusersModel:
-    return DiffusersModel(pipeline(), "random")
+    return wrap(pipeline(), "random")
 
 
 @pytest.fixture(scope="session")
 def v_model() -> DiffusersModel:
-    return DiffusersModel(pipeline("v_prediction", seed=1), "random-v")
+    return wrap(pipeline("v_prediction", seed=1), "random-v")

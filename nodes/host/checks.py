@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .probing import loaded_in_part
+
 PLAIN_GRADIENT = {"SD15", "SD20", "SD21UnclipL", "SD21UnclipH", "SDXL", "SDXLRefiner", "SSD1B", "Segmind_Vega", "SD3"}
 DISTILLED = {"FluxSchnell"}
 COMPLAINTS = ("no autograd formula", "does not require grad", "modified by an inplace", "Inference tensors")
@@ -35,7 +37,7 @@ def check_trainable(model: Any, vae: Any) -> None:
 
 def check_loaded(patcher: Any) -> None:
     """Refuse a model that the host could load only in part: its gradient would copy every weight."""
-    if getattr(patcher.model, "model_lowvram", False):
+    if loaded_in_part(patcher):
         raise ValueError(
             "The model does not fit into memory as a whole, which training needs. Try a smaller picture or micro-batch,"
             " fp8 weights, or free memory (Manager: unload models)."

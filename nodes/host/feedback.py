@@ -1,26 +1,33 @@
 """What the user sees while a node works: bar, picture, a line of text; and the stop button."""
 
-import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import comfy.model_management
 import comfy.utils
 from PIL.Image import Image
 
+from .probing import running_server
+
 PREVIEW_SIDE = 512
 PREVIEW_SECONDS = 0.5
+Passing = Callable[[], AbstractContextManager[None]]
+"""A context around every use of a network of the host: it decides what the stop button does meanwhile."""
 
 
 def say(text: str, node_id: str | None) -> None:
     """Show a line of text on the node; silent without a server (library use)."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server = running_server()
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id)
 
 
-def stop_if_asked() -> None:
-    """Raise the host's interruption if the user pressed stop."""
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Around operations of the host: the stop button raises the host's own interruption, on every version."""
     comfy.model_management.throw_exception_if_processing_interrupted()
+    yield
 
 
 class Progress:

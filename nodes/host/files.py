@@ -10,6 +10,7 @@ REWARDS = "reward_models"
 EMBEDDING_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
 REWARD_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
 NOTHING = "none"
+PUBLISHED = "The published embeddings are at https://huggingface.co/XiaominDLUT/ReNeg"
 
 
 def register_folders() -> None:
@@ -40,10 +41,19 @@ def embedding_path(name: str) -> Path:
     """The file behind a name of :func:`embedding_names`; ValueError or FileNotFoundError otherwise."""
     if name == NOTHING:
         raise FileNotFoundError(
-            f"There is no embedding file yet. Put one into {folder_paths.get_folder_paths(EMBEDDINGS)[0]} "
-            "(the published ones are at huggingface.co/XiaominDLUT/ReNeg) or train one, then refresh."
+            f"There is no embedding file yet. {PUBLISHED}: put one into "
+            f"{folder_paths.get_folder_paths(EMBEDDINGS)[0]}, or train one, then refresh."
         )
-    return _existing(EMBEDDINGS, name, EMBEDDING_SUFFIXES)
+    relative = safe_name(name.replace(os.sep, "/"))
+    for root in folder_paths.get_folder_paths(EMBEDDINGS):
+        path = Path(root) / relative
+        if path.is_file() and path.suffix in EMBEDDING_SUFFIXES:
+            return _inside(path, Path(root), name)
+    folder, listed = folder_paths.get_folder_paths(EMBEDDINGS)[0], ", ".join(embedding_names()[:5])
+    raise FileNotFoundError(
+        f"No file {name!r} in {folder}; there is {listed}. {PUBLISHED}: put it there, or choose another, then refresh "
+        "the page's lists."
+    )
 
 
 def reward_weight_names() -> list[str]:
@@ -63,7 +73,10 @@ def reward_weights(name: str) -> Path:
         path = Path(root) / relative
         if path.exists():
             return _inside(path, Path(root), name)
-    raise FileNotFoundError(f"No reward weights {name!r} in {folder_paths.get_folder_paths(REWARDS)[0]}.")
+    raise FileNotFoundError(
+        f"No reward weights {name!r} in {folder_paths.get_folder_paths(REWARDS)[0]}; there is "
+        f"{', '.join(reward_weight_names()) or 'nothing'}. Try automatic, which says what is missing and where it goes."
+    )
 
 
 def prompt_files() -> list[str]:
@@ -111,16 +124,6 @@ def safe_name(name: str) -> PurePosixPath:
             'path, no "..", no drive, none of \\ : * ? " < > |.'
         )
     return path
-
-
-def _existing(kind: str, name: str, suffixes: set[str]) -> Path:
-    relative = safe_name(name.replace(os.sep, "/"))
-    for root in folder_paths.get_folder_paths(kind):
-        path = Path(root) / relative
-        if path.is_file() and path.suffix in suffixes:
-            return _inside(path, Path(root), name)
-    listed = ", ".join(folder_paths.get_filename_list(kind)[:5]) or "nothing"
-    raise FileNotFoundError(f"No file {name!r} in the folder {kind}; there is {listed}. Refresh the page's lists.")
 
 
 def _inside(path: Path, root: Path, name: str) -> Path:

@@ -6,8 +6,8 @@ for every sampler; only the loop in between is the core's.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import reduce
 from typing import Any, TypeVar
 
@@ -21,7 +21,8 @@ from reneg_core.model import Branch, Conditioning, DiffusionModel, concat
 from reneg_core.sampling import NATIVE, Sampling, Size
 
 from .checks import check_loaded, check_mask_is_read, check_trainable, explained, needs_cloning
-from .feedback import stop_if_asked
+from .feedback import Passing, stoppable
+from .probing import resident_clone, training_flag
 from .schedules import levels
 from .tensors import CloningCheckpoints, blocks_of, frozen, repair, repair_attributes
 from .text import encode, encode_alone, family_of
@@ -38,8 +39,8 @@ class HostModel(DiffusionModel):
     scheduler: the host's, for the spacing "model"; the other spacings name theirs (see :mod:`schedules`).
     companions: patchers of other networks the work needs (rewards): they are loaded and repaired together with the
     model. size: of a picture in pixels where the work does not say it. batch: the largest batch of a pass with
-    gradient, for the host's memory estimate. on_pass: called before every pass of the denoiser; by default it raises
-    the host's interruption once the user pressed stop.
+    gradient, for the host's memory estimate. passing: a context around every use of a network of the host, deciding
+    what the stop button does; by default it raises the host's interruption.
     """
 
     def __init__(
@@ -53,13 +54,13 @@ class HostModel(DiffusionModel):
         size: Size = PICTURE,
         batch: int = 1,
         name: str = "",
-        on_pass: Callable[[], None] = stop_if_asked,
+        passing: Passing = stoppable,
     ) -> None:
         check_trainable(model, vae)
         self._patcher, self._clip, self._vae = _private_clone(model), clip, vae
         self._companions, self._scheduler = list(companions), scheduler
-        self._size, self._batch, self._on_pass = size, batch, on_pass
-        self._checkpoints = CloningCheckpoints()
+        self._size, self._batch, self._passing = size, batch, passing
+        self._checkpoints = CloningCheckpoints(passing)
         self._always_checkpoint = needs_cloning(model)
         self._prompts: OrderedDict[str, Conditioning] = OrderedDict()
         self._guider: Any = None
@@ -77,7 +78,7 @@ class HostModel(DiffusionModel):
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(_training_flag())
+            stack.enter_context(training_flag())
             stack.callback(self._checkpoints.restore)
             stack.enter_context(explained(self._patcher))
             self._load()
@@ -128,7 +129,8 @@ class HostModel(DiffusionModel):
         return self._prompts[prompt].to(self.device)
 
     def _encode_needed(self, prompt: str) -> Conditioning:
-        part = encode_alone(self._clip, prompt).to("cpu")
+        with self._passing():
+            part = encode_alone(self._clip, prompt).to("cpu")
         return part if _uses_pooled(self._patcher.model) else Conditioning(part.tokens, part.mask)
 
     def denoise(
@@ -139,7 +141,6 @@ class HostModel(DiffusionModel):
         They are told the branches as KSampler tells them: ``cond_or_uncond`` is ``[1, 0]`` for both branches of the
         same ``x`` (one batch, the negative's rows first, if memory allows), ``[0]`` or ``[1]`` for one alone.
         """
-        self._on_pass()
         level = sigma.detach().to(x.device, torch.float32, copy=True).reshape(-1).expand(len(x))
         states, sigmas = x.chunk(len(branches)), level.chunk(len(branches))
         rows = len(states[0])
@@ -156,7 +157,8 @@ class HostModel(DiffusionModel):
     def _pass(self, x: Tensor, level: Tensor, conditions: dict[Branch, dict[str, Any]]) -> list[Tensor]:
         """Clean estimates of ``x`` by branch number; a branch without a condition is not run."""
         wanted = [[conditions[branch]] if branch in conditions else None for branch in Branch]
-        return comfy.samplers.calc_cond_batch(self._active().inner_model, wanted, x, level, self._options)
+        with self._passing():
+            return comfy.samplers.calc_cond_batch(self._active().inner_model, wanted, x, level, self._options)
 
     def _condition(self, x: Tensor, conditioning: Conditioning, branch: Branch) -> dict[str, Any]:
         """The processed form of a conditioning that the host's batching takes."""
@@ -205,8 +207,8 @@ class HostModel(DiffusionModel):
         """The VAE's network itself: the host's own decode has no gradient and tiles when memory is short."""
         vae = self._vae
         raw = self._active().inner_model.process_latent_out(latents).to(vae.vae_dtype)
-        images = vae.process_output(vae.first_stage_model.decode(raw).float())
-        return images.clamp(0, 1)
+        with self._passing():
+            return vae.process_output(vae.first_stage_model.decode(raw).float()).clamp(0, 1)
 
     def checkpointing(self, enabled: bool) -> None:
         """Recompute the denoiser's and the decoder's blocks in the backward pass."""
@@ -267,26 +269,10 @@ class _Caller(comfy.samplers.Sampler):
 
 def _private_clone(model: Any) -> Any:
     """A clone with resident weights and an attention that has a gradient; the user's MODEL is left alone."""
-    try:
-        clone = model.clone(disable_dynamic=True)
-    except TypeError:
-        clone = model.clone()
+    clone = resident_clone(model)
     options = clone.model_options.setdefault("transformer_options", {})
     options["optimized_attention_override"] = lambda original, *args, **kwargs: attention_pytorch(*args, **kwargs)
     return clone
-
-
-@contextmanager
-def _training_flag() -> Iterator[None]:
-    """Newer hosts choose differentiable kernels while this flag is set."""
-    if not hasattr(memory, "in_training"):
-        yield
-        return
-    before, memory.in_training = memory.in_training, True
-    try:
-        yield
-    finally:
-        memory.in_training = before
 
 
 def _uses_pooled(network: Any) -> bool:

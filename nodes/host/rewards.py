@@ -1,6 +1,5 @@
 """Reward networks under the host's memory management: loaded once, offloaded and brought back like any model."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import folder_paths
 import torch
 
 from reneg_core.rewards import Reward, RewardMix, available_rewards, load_reward
-from reneg_core.rewards.registry import reward_class
+from reneg_core.rewards.weights import MissingFile
 
 from .files import REWARDS
 
@@ -41,16 +40,19 @@ def load(name: str, weights: Path | None, dtype: torch.dtype) -> HostReward:
     """A registered reward by name; the same one again while any graph still holds it.
 
     weights: a file or folder, None to search the host's reward folders and the hub's cache. Nothing is downloaded.
-    Errors: ValueError for an unknown name, FileNotFoundError naming the missing file and where to put it.
+    Errors: ValueError for an unknown name or the weights of something else, FileNotFoundError naming the missing file,
+    its address and where to put it.
     """
     if name not in available_rewards():
         raise ValueError(f"Got reward {name!r}, expected one of {', '.join(sorted(available_rewards()))}.")
     key = (name, str(weights), _stamp(weights), dtype)
     found = _loaded.get(key)
     if found is None:
-        options = {"search_dirs": folder_paths.get_folder_paths(REWARDS)} if _searches(name) else {}
-        found = _managed(load_reward(name, weights=weights, dtype=dtype, **options))
-        _loaded[key] = found
+        try:
+            reward = load_reward(name, weights=weights, dtype=dtype, search_dirs=folder_paths.get_folder_paths(REWARDS))
+        except MissingFile as error:
+            raise FileNotFoundError(f"{error.plain}, then run again.") from error
+        found = _loaded[key] = _managed(reward)
     return found
 
 
@@ -67,11 +69,6 @@ def combine(parts: Sequence[HostReward], weights: Sequence[float], normalise: st
 def _managed(reward: Reward) -> HostReward:
     device, rest = memory.get_torch_device(), memory.unet_offload_device()
     return HostReward(reward, (comfy.model_patcher.ModelPatcher(reward, load_device=device, offload_device=rest),))
-
-
-def _searches(name: str) -> bool:
-    info = available_rewards()[name]
-    return "search_dirs" in reward_class(importlib.import_module(info.module), info.class_name).options_for_loading
 
 
 def _stamp(path: Path | None) -> tuple[int, ...]:

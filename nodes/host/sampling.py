@@ -10,6 +10,8 @@ from torch import Tensor
 
 from reneg_core.guidance import Guidance, rescale
 
+from .probing import fitted_latent
+
 Latent = dict[str, Any]
 
 
@@ -75,7 +77,7 @@ def sample(
     denoise: float = 1.0,
 ) -> Latent:
     """What the stock KSampler does, bit for bit: its noise, its preview, its masks and batches."""
-    image = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    image, latent = fitted_latent(model, latent)
     noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
     samples = comfy.sample.sample(
         model,

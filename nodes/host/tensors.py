@@ -6,12 +6,14 @@ computes bit-identical.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from .feedback import Passing
 
 
 def unusable(tensor: Tensor) -> bool:
@@ -78,17 +80,18 @@ class CloningCheckpoints:
     """Activation checkpointing of networks whose blocks may change their inputs in place.
 
     Every floating tensor argument is cloned before the block sees it, so that the recomputation starts from the same
-    values; without that, some architectures give a wrong gradient silently.
+    values; without that, some architectures give a wrong gradient silently. passing: a context around each block.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, passing: Passing = nullcontext) -> None:
         self._patched: list[nn.Module] = []
+        self._passing = passing
 
     def wrap(self, module: nn.Module) -> None:
         """Recompute ``module`` in the backward pass until :meth:`restore`."""
         if "forward" in vars(module):
             return
-        module.forward = _checkpointed(module.forward)
+        module.forward = _checkpointed(module.forward, self._passing)
         self._patched.append(module)
 
     def restore(self) -> None:
@@ -97,9 +100,10 @@ class CloningCheckpoints:
             del self._patched.pop().forward
 
 
-def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _checkpointed(forward: Callable[..., Any], passing: Passing) -> Callable[..., Any]:
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return forward(*[_cloned(a) for a in args], **{k: _cloned(v) for k, v in kwargs.items()})
+        with passing():
+            return forward(*[_cloned(a) for a in args], **{k: _cloned(v) for k, v in kwargs.items()})
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():

@@ -23,6 +23,7 @@ FAMILY_OF_CLASS = {
     "CosmosT5XXL": "t5-xxl-1.0",
     "WanT5Model": "umt5-xxl",
     "SD1ClipModel": "clip-l",
+    "TinyWorldText": "width-128",
 }
 
 

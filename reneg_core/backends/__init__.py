@@ -1,5 +1,6 @@
 """Implementations of :class:`reneg_core.model.DiffusionModel`."""
 
-from .diffusers import DiffusersModel, load_model
+from .diffusers import DiffusersModel
+from .loading import load_model, wrap
 
-__all__ = ["DiffusersModel", "load_model"]
+__all__ = ["DiffusersModel", "load_model", "wrap"]

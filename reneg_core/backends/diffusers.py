@@ -1,172 +1,109 @@
-"""Stable Diffusion 1.x and 2.x through diffusers: a pipeline folder, a hub id, or a single checkpoint file.
+"""What all diffusers pipelines have in common as a :class:`~reneg_core.model.DiffusionModel`.
 
-Another family (SDXL, PixArt, LTX, a flow model) is another small class that overrides what differs: how it encodes,
-what its denoiser predicts, and how its latents are decoded.
+A family is a small class in :mod:`.families` that says how prompts are encoded and how its denoiser is called; noise
+levels and predictions are in :mod:`.parameterisation`, the text conventions in :mod:`reneg_core.conventions`.
 """
 
 import hashlib
 import logging
-import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..embedding import family_of_width
+from ..conventions import family_of_width
 from ..model import Branch, Conditioning, DiffusionModel
 from ..settings import NATIVE, Sampling, Size
-from . import grids
+from .parameterisation import Parameterisation
 
 T = TypeVar("T")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SIGMA_LIMIT = 4096.0  # where a zero-terminal-SNR schedule, whose last level is infinite, is cut
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """``"auto"``: CUDA, then MPS, then CPU; any other name as torch takes it. ValueError if it is not there."""
-    if name != "auto":
-        device = torch.device(name)
-        if (device.type == "cuda" and not torch.cuda.is_available()) or (
-            device.type == "mps" and not torch.backends.mps.is_available()
-        ):
-            raise ValueError(f"Got device {name!r}, which this torch cannot use here. Try 'auto' or 'cpu'.")
-        return device
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``"auto"``: bf16 on CUDA (fp16 gradients can underflow), fp32 elsewhere; or fp32, bf16, fp16."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name not in DTYPES:
-        raise ValueError(f"Got precision {name!r}, expected one of auto, {', '.join(DTYPES)}.")
-    return DTYPES[name]
-
-
-def load_model(
-    source: str | Path, *, device: str = "auto", dtype: str = "auto", config: str | Path | None = None
-) -> "DiffusersModel":
-    """Load a Stable Diffusion 1.x or 2.x model.
-
-    source: ``"tiny"`` (the embedded world), a diffusers pipeline folder, a single ``.safetensors`` checkpoint, or a
-    hub id; device and dtype: see :func:`pick_device` and :func:`pick_dtype`; config: for a single file, the pipeline
-    folder or hub id that holds its configuration and tokenizer (default: the original's, from the hub cache).
-    Errors: FileNotFoundError, ValueError for anything that is not such a model.
-    """
-    target = pick_device(device)
-    precision = pick_dtype(dtype, target)
-    with _quiet_loading():
-        pipeline = _load_pipeline(str(source), precision, config)
-    return DiffusersModel(pipeline.to(target), str(source))
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """No progress bars for reading local files (downloads from a hub keep theirs), nor the warning that the option
-    ``torch_dtype``, the only one that older releases know, is to be called ``dtype``."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    libraries = [(module, module.is_progress_bar_enabled()) for module in (diffusers_logging, transformers_logging)]
-    for module, _ in libraries:
-        module.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        for module, enabled in libraries:
-            if enabled:
-                module.enable_progress_bar()
-
-
-def _load_pipeline(source: str, dtype: torch.dtype, config: str | Path | None) -> Any:
-    from diffusers import StableDiffusionPipeline
-
-    path = _resolve(source)
-    options: dict[str, Any] = {"torch_dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
-    try:
-        if path is not None and path.is_file():
-            extra = {"config": str(config), "local_files_only": Path(config).exists()} if config else {}
-            return StableDiffusionPipeline.from_single_file(str(path), **options, **extra)
-        if path is not None and not (path / "model_index.json").is_file():
-            raise ValueError(f"Got the folder {path} without a model_index.json, expected a diffusers pipeline folder.")
-        return StableDiffusionPipeline.from_pretrained(str(path or source), **options)
-    except (OSError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        hint = " For a single file give --config a pipeline folder of the same architecture." if path else ""
-        raise ValueError(
-            f"Could not load {source!r} as Stable Diffusion 1.x/2.x ({reason}). Expected a diffusers pipeline folder, "
-            f"a .safetensors checkpoint, or a hub id.{hint}"
-        ) from error
-
-
-def _resolve(source: str) -> Path | None:
-    """The local path behind ``source``, or None for a hub id; refuses pickles and paths that do not exist."""
-    if source == "tiny":
-        from ..tiny import pipeline_path
-
-        return pipeline_path()
-    path = Path(source).expanduser()
-    if path.is_file() and path.suffix != ".safetensors":
-        raise ValueError(f"Got {path.name}, expected a .safetensors checkpoint: pickled checkpoints can run code.")
-    if path.exists():
-        return path
-    if path.is_absolute() or source.startswith((".", "~")) or path.suffix or source.count("/") != 1:
-        raise FileNotFoundError(f"No model at {source}. Expected a pipeline folder, a .safetensors file or a hub id.")
-    return None
-
-
-def _check_parts(pipeline: Any) -> int:
-    """Refuse inpainting, depth and mixed-up pipelines; returns the text width D."""
-    width = pipeline.text_encoder.config.hidden_size
-    unet, latent = pipeline.unet.config, pipeline.vae.config.latent_channels
-    if unet.in_channels != latent:
-        raise ValueError(
-            f"Got a UNet with {unet.in_channels} input channels and {latent} latent channels; "
-            "expected a plain text-to-image model, no inpainting or depth variant."
-        )
-    if unet.cross_attention_dim != width:
-        raise ValueError(
-            f"Got a text encoder of width {width} and a UNet that expects {unet.cross_attention_dim}: "
-            "the parts come from different models."
-        )
-    return width
 
 
 class DiffusersModel(DiffusionModel):
-    """A :class:`diffusers.StableDiffusionPipeline` as a :class:`DiffusionModel`.
+    """A diffusers pipeline as a :class:`DiffusionModel`; a family says what differs.
 
-    Weights are frozen and in evaluation mode; latents and sigmas stay float32, the networks run in their own dtype.
+    conventions: names of the text conventions, told apart by width; network_class: the denoiser's class; denoiser: its
+    name in the pipeline; packing: channels that the denoiser sees per latent channel; patch: latents per token's side;
+    reads_mask, shifted_vae: whether the denoiser reads a mask, and the pipeline the VAE's shift; optional: parts that
+    a pipeline may lack; load_options: for diffusers' loader. Weights are frozen and in evaluation mode; latents and
+    sigmas stay float32, the networks run in their own dtype.
+    Errors: ValueError for parts that do not belong together and for variants that need more than text.
     """
 
-    def __init__(self, pipeline: Any, name: str) -> None:
-        from diffusers import DDIMScheduler
+    conventions: ClassVar[tuple[str, ...]]
+    network_class: ClassVar[str]
+    denoiser: ClassVar[str] = "transformer"
+    packing: ClassVar[int] = 1
+    patch: ClassVar[int] = 1
+    reads_mask: ClassVar[bool] = False
+    shifted_vae: ClassVar[bool] = False
+    optional: ClassVar[tuple[str, ...]] = ()
+    load_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
-        self.pipeline = pipeline
-        self.name = name
-        self.device = torch.device(pipeline.device)
-        self.dtype = pipeline.unet.dtype
-        self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-        self.prediction = self.scheduler.config.prediction_type
-        if self.prediction not in ("epsilon", "v_prediction", "sample"):
-            raise ValueError(f"Got prediction type {self.prediction!r}, expected epsilon, v_prediction or sample.")
-        width = _check_parts(pipeline)
-        self.family = family_of_width(width)
-        self.width = width
-        self.max_tokens = pipeline.tokenizer.model_max_length
-        alphas = self.scheduler.alphas_cumprod.double().numpy()
-        ratios = np.maximum((1 - alphas) / np.maximum(alphas, 1e-12), 1e-12)
-        self._log_sigmas = np.minimum(0.5 * np.log(ratios), math.log(SIGMA_LIMIT))
-        for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-            network.requires_grad_(False).eval()
+    def __init__(self, pipeline: Any, name: str) -> None:
+        self.pipeline, self.name = pipeline, name
+        lacking = [part for part, what in pipeline.components.items() if what is None and self._needs(part)]
+        if lacking:
+            raise ValueError(
+                f"Got a {type(pipeline).__name__} without {', '.join(lacking)}, expected a whole pipeline."
+            )
+        self.network = getattr(pipeline, self.denoiser)
+        self.device, self.dtype = torch.device(pipeline.device), self.network.dtype
+        self.widths = self._check_parts()
+        self.width = self.widths["tokens"]
+        self.family = family_of_width(self.width, self.conventions)
+        self.max_tokens: int | None = None
+        self.parameterisation = self._parameterisation()
+        for part in pipeline.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.requires_grad_(False).eval()
+
+    def _needs(self, part: str) -> bool:
+        return part.startswith(("text_encoder", "tokenizer", "vae", "scheduler", self.denoiser)) and (
+            part not in self.optional
+        )
+
+    def _parameterisation(self) -> Parameterisation:
+        """What the denoiser predicts, by the pipeline's scheduler."""
+        raise NotImplementedError
+
+    def _text_widths(self) -> dict[str, tuple[int, int]]:
+        """Of ``tokens`` and, where there is one, the ``pooled`` vector: the width that the encoders give and the one
+        that the denoiser expects."""
+        raise NotImplementedError
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        """The prompts as the pipeline encodes them, padded to the convention's length."""
+        raise NotImplementedError
+
+    def _predict(self, x: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        """The denoiser's output ``[B,C,h,w]`` for ``x [B,C,h,w]`` at ``timestep [B]``, all in its own dtype."""
+        raise NotImplementedError
+
+    def _check_parts(self) -> dict[str, int]:
+        """Refuse other architectures, inpainting and control variants, and mixed-up parts; returns the widths."""
+        kind, vae, seen = type(self.network).__name__, self.pipeline.vae.config, self.network.config.in_channels
+        if kind != self.network_class:
+            raise ValueError(f"Got a denoiser of class {kind}, expected {self.network_class}.")
+        if seen != vae.latent_channels * self.packing:
+            raise ValueError(
+                f"Got a denoiser with {seen} input channels and {vae.latent_channels} latent channels; "
+                "expected a plain text-to-image model, no inpainting, depth or control variant."
+            )
+        unread = [name for name in ("latents_mean", "shift_factor") if vae.get(name) is not None]
+        if unread and not (self.shifted_vae and unread == ["shift_factor"]):
+            raise ValueError(f"Got a VAE with {unread[0]}, which this family's pipeline does not use for its latents.")
+        found = self._text_widths()
+        for what, (given, expected) in found.items():
+            if given != expected:
+                raise ValueError(
+                    f"Got {what} of width {given} from the text encoders and a denoiser that expects {expected}: "
+                    "the parts come from different models."
+                )
+        return {what: given for what, (given, _) in found.items()}
 
     def run(self, work: Callable[[DiffusionModel], T]) -> T:
         """Nothing to prepare: the pipeline is loaded and frozen from the start."""
@@ -174,117 +111,97 @@ class DiffusersModel(DiffusionModel):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Tokens ``[B,L,D]`` float32 by the pipeline's own convention: last layer it has, then the final norm.
-
-        SD2.x pipelines ship their text encoder without the last layer, so this is the penultimate layer there.
-        """
-        logger = logging.getLogger("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion")
-        level = logger.level
-        logger.setLevel(logging.ERROR)
-        try:
-            tokens, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, False)
-        finally:
-            logger.setLevel(level)
-        return Conditioning(tokens.float())
+        """Tokens ``[B,L,D]`` and pooled ``[B,P]`` float32, mask ``[B,L]`` int64, by the family's convention; prompts
+        that are too long are cut."""
+        with _silenced(type(self.pipeline).__module__):
+            found = self._encode(list(prompts))
+        return Conditioning(
+            found.tokens.float(),
+            None if found.mask is None else found.mask.long(),
+            None if found.pooled is None else found.pooled.float(),
+        )
 
     def denoise(
         self, x: Tensor, sigma: Tensor, conditioning: Conditioning, branches: Sequence[Branch] = (Branch.POSITIVE,)
     ) -> Tensor:
-        """One UNet pass; see :class:`DiffusionModel`. Epsilon, v and sample prediction all end as x0.
+        """One pass of the denoiser; see :class:`DiffusionModel`. The network treats both branches alike.
 
-        The network treats both branches alike. It attends by the mask; it reads no pooled vector (ValueError).
+        Errors: ValueError for a mask that hides tokens, or a pooled vector, where the network reads none, and for a
+        pooled vector that it lacks.
         """
-        if conditioning.pooled is not None:
+        self._check_conditioning(conditioning)
+        state, timestep = self.parameterisation.inputs(x, sigma)
+        output = self._predict(state.to(self.dtype), timestep, conditioning.to(self.device, self.dtype))
+        return self.parameterisation.x0(x, sigma, output.float())
+
+    def _check_conditioning(self, conditioning: Conditioning) -> None:
+        mask, pooled, expected = conditioning.mask, conditioning.pooled, self.widths.get("pooled")
+        found = None if pooled is None else pooled.shape[-1]
+        if found != expected:
+            got = f"a pooled vector of width {found}" if found else "no pooled vector"
+            reads = f"reads one of width {expected}" if expected else "reads none"
+            raise ValueError(f"Got {got}, but {self.name} {reads}. Try an embedding that was made for this model.")
+        if mask is not None and not self.reads_mask and not mask.all():
             raise ValueError(
-                f"Got a pooled vector of width {conditioning.pooled.shape[-1]}, which {self.name} does not read; "
-                "expected tokens only. Try an embedding that was made for this model."
+                f"Got a mask that hides {int((mask == 0).sum())} tokens, which {self.name} does not read. "
+                "Try an embedding that was made for this model."
             )
-        mask = None if conditioning.mask is None else conditioning.mask.to(self.device, self.dtype)
-        timestep = self._timestep(sigma)
-        sigma = sigma.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-        scale = (sigma**2 + 1).rsqrt()
-        tokens = conditioning.tokens.to(self.device, self.dtype)
-        output = self.pipeline.unet(
-            (x * scale).to(self.dtype),
-            timestep,
-            encoder_hidden_states=tokens,
-            encoder_attention_mask=mask,
-            return_dict=False,
-        )[0].float()
-        if self.prediction == "epsilon":
-            return x - sigma * output
-        if self.prediction == "v_prediction":
-            return x * scale**2 - sigma * scale * output
-        return output
-
-    def _timestep(self, sigma: Tensor) -> Tensor:
-        """The training timestep whose noise level is nearest in log sigma, int64 on the model's device.
-
-        Levels between two training steps (Karras spacing) go to the nearer one, as in diffusers and ComfyUI.
-        """
-        log_sigma = np.log(np.maximum(sigma.detach().double().cpu().numpy(), 1e-6))
-        steps = np.interp(log_sigma, self._log_sigmas, np.arange(len(self._log_sigmas))).round()
-        return torch.as_tensor(steps, dtype=torch.int64, device=self.device)
 
     def sigmas(self, sampling: Sampling) -> Tensor:
-        """The schedule ``[steps+1]`` of ``sampling``, float32 on the CPU.
-
-        ``model`` is the spacing of the model's own scheduler configuration, ``leading`` that of published Stable
-        Diffusion; both end at the scheduler's own final level: 0, or the first training level where the configuration
-        says ``set_alpha_to_one: false``. ``trailing`` and ``karras`` begin at the noisiest level and end at 0.
-        Errors: ValueError for more steps than the model was trained with.
-        """
-        config, steps = self.scheduler.config, sampling.steps
-        total, levels = config.num_train_timesteps, np.exp(self._log_sigmas)
-        if steps > total:
-            raise ValueError(f"Got {steps} sampling steps, expected 1 to {total}.")
-        spacing = config.timestep_spacing if sampling.spacing == "model" else sampling.spacing
-        if spacing == "karras":
-            schedule = grids.karras(levels[0], levels[-1], steps)
-        else:
-            schedule = levels[grids.TIMESTEPS[spacing](total, steps, config.steps_offset)]
-        return torch.as_tensor(np.append(schedule, self._final_level(sampling.spacing)), dtype=torch.float32)
-
-    def _final_level(self, spacing: str) -> float:
-        if spacing in ("trailing", "karras"):
-            return 0.0
-        final = self.scheduler.final_alpha_cumprod.double().item()
-        return math.sqrt((1 - final) / final)
+        """The schedule ``[steps+1]`` of ``sampling``, float32 on the CPU; see :mod:`.parameterisation`."""
+        height, width = self._latent_sides(sampling.size)
+        return self.parameterisation.sigmas(sampling, (height // self.patch) * (width // self.patch))
 
     def noise(self, seeds: Sequence[int], size: Size = NATIVE) -> Tensor:
         """Standard normal ``[B,C,h,w]``, float32, drawn on the CPU with one generator per row."""
-        factor = self.pipeline.vae_scale_factor
-        native = self.pipeline.unet.config.sample_size * factor
-        sides = [side or native for side in (size.height, size.width)]
-        if any(side < factor or side % factor for side in sides):
-            raise ValueError(f"Got a picture of {sides[0]}x{sides[1]} pixels, expected multiples of {factor}.")
-        shape = (self.pipeline.unet.config.in_channels, *(side // factor for side in sides))
+        shape = (self.pipeline.vae.config.latent_channels, *self._latent_sides(size))
         rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(rows).to(self.device)
 
+    def _latent_sides(self, size: Size) -> tuple[int, int]:
+        """Height and width in latents. Errors: ValueError for sides that the denoiser cannot take, and for frames."""
+        factor = self.pipeline.vae_scale_factor
+        native = (self.network.config.get("sample_size") or self.pipeline.default_sample_size) * factor
+        sides, step = [side or native for side in (size.height, size.width)], factor * self.patch
+        if any(side < step or side % step for side in sides):
+            raise ValueError(f"Got a picture of {sides[0]}x{sides[1]} pixels, expected multiples of {step}.")
+        if size.frames not in (None, 1):
+            raise ValueError(f"Got {size.frames} frames for {self.name}, which makes single pictures.")
+        return sides[0] // factor, sides[1] // factor
+
     def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
-        """The variance-preserving sampler begins with unit variance: ``noise * sqrt(1 + sigma^2)`` here."""
-        return noise * (1 + sigma.item() ** 2) ** 0.5
+        return self.parameterisation.start(noise, sigma)
 
     def finish(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Back to the variance-preserving scale; the identity at sigma 0."""
-        return x / (1 + sigma.item() ** 2) ** 0.5
+        return self.parameterisation.finish(x, sigma)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents ``[B,C,h,w]`` to pictures ``[B,3,H,W]`` float32 in [0,1]."""
         vae = self.pipeline.vae
-        latents = (latents / vae.config.scaling_factor).to(vae.dtype)
-        return (vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+        latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+        return (vae.decode(latents.to(vae.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
 
     def checkpointing(self, enabled: bool) -> None:
-        """Switch activation checkpointing of the UNet and the VAE decoder."""
-        for network in (self.pipeline.unet, self.pipeline.vae):
+        """Switch activation checkpointing of the denoiser and the VAE decoder."""
+        for network in (self.network, self.pipeline.vae):
             (network.enable_gradient_checkpointing if enabled else network.disable_gradient_checkpointing)()
 
     def digest(self) -> str:
-        """SHA-256 over the UNet's weights in name order: the same model from a folder or a file, per dtype."""
+        """SHA-256 over the denoiser's weights in name order: the same model from a folder or a file, per dtype."""
         sha = hashlib.sha256()
-        for name, tensor in sorted(self.pipeline.unet.state_dict().items()):
+        for name, tensor in sorted(self.network.state_dict().items()):
             sha.update(name.encode())
             sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
         return sha.hexdigest()
+
+
+@contextmanager
+def _silenced(module: str) -> Iterator[None]:
+    """No warnings of a diffusers module: that a long prompt is cut, for every batch anew."""
+    logger = logging.getLogger(module)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

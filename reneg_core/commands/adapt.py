@@ -11,7 +11,16 @@ from ..sampling import Sampling
 from ..training import AdaptConfig, AdaptResult, adapt
 from ..training.names import merge, normalised
 from ..training.run_config import parse_override
-from .common import add_model_options, default_sampling, graceful_stop, load_model_of, read_prompts, setting_lines
+from .common import (
+    add_model_options,
+    add_reward_dtype,
+    default_sampling,
+    graceful_stop,
+    load_model_of,
+    read_prompts,
+    reward_dtype_of,
+    setting_lines,
+)
 
 DESCRIPTION = """\
 Adapt a global embedding to single (prompt, seed) pairs: at most 10 steps each, the best is kept, so that no pair ends
@@ -37,6 +46,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, default=42, help="the noise of every pair (%(default)s)")
     parser.add_argument("--reward", default="tiny", help="name or mix (%(default)s)")
     parser.add_argument("--weights", default=None, help="the reward's weights: file or folder")
+    add_reward_dtype(parser)
     parser.add_argument("--output", default="runs/adapted", help="folder (%(default)s)")
     settings = " ".join(setting_lines(AdaptConfig().to_mapping()))
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=f"settings: {settings}")
@@ -49,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     config = settings_of(args, start)
     prompts = args.prompt or read_prompts(args.prompts, "test", args.model)
     model = load_model_of(args)
-    reward = load_reward(args.reward, weights=args.weights, device=model.device)
+    reward = load_reward(args.reward, weights=args.weights, device=model.device, dtype=reward_dtype_of(args))
     from tqdm import tqdm
 
     with tqdm(total=len(prompts), unit="pair", desc="adapting") as bar, graceful_stop() as should_stop:

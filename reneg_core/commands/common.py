@@ -9,10 +9,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..embedding import NegativeEmbedding
 from ..model import DiffusionModel
+from ..rewards.precision import PRECISIONS
 from ..sampling import SOLVER_WORDS, SPACINGS, Sampling
 
 HANDCRAFTED = (
@@ -39,6 +41,19 @@ def add_model_options(parser: argparse.ArgumentParser, model: str = "tiny", dtyp
     group.add_argument(
         "--dtype", default=dtype, help="auto, fp32, bf16, fp16; auto is bf16 on CUDA, else fp32 (%(default)s)"
     )
+
+
+def add_reward_dtype(parser: argparse.ArgumentParser, *aliases: str) -> None:
+    """--reward-dtype."""
+    parser.add_argument(
+        "--reward-dtype", *aliases, choices=tuple(PRECISIONS), default="fp32",
+        help="precision of the reward's networks (%(default)s); its scores and preprocessing stay fp32",
+    )  # fmt: skip
+
+
+def reward_dtype_of(args: argparse.Namespace) -> torch.dtype:
+    """What --reward-dtype names."""
+    return PRECISIONS[args.reward_dtype]
 
 
 SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {

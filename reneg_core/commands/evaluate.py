@@ -30,6 +30,7 @@ from ..training import AdaptConfig
 from .common import (
     HANDCRAFTED,
     add_model_options,
+    add_reward_dtype,
     add_sampling_options,
     chosen_sampling,
     default_batch_size,
@@ -37,6 +38,7 @@ from .common import (
     independent_parts,
     load_model_of,
     read_prompts,
+    reward_dtype_of,
 )
 from .protocol import (
     add_protocol_options,
@@ -90,6 +92,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="[NAME=]PATH",
         help="a reward's weights: file or folder; NAME= for one of several rewards",
     )
+    add_reward_dtype(parser)
     parser.add_argument("--measure", action="append", default=[], metavar="REWARD", help="a further judge; repeat")
     parser.add_argument("--pictures", type=int, default=8, help="rows of the grid (%(default)s)")
     parser.add_argument("--losses", type=int, default=6, help="pairs to show where the embedding loses (%(default)s)")
@@ -271,7 +274,7 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _score_pictures(args: argparse.Namespace) -> int:
-    from ..backends.diffusers import pick_device
+    from ..backends.devices import pick_device
 
     jobs = picture_jobs(args.protocol, args.from_pictures, args.prompts, args.limit)
     prepare_folder(args.output)
@@ -286,9 +289,10 @@ def _judges(args: argparse.Namespace, device: torch.device) -> dict[str, Reward]
     names, weights = [args.reward, *args.measure], weights_of(args.weights)
     if len(set(names)) < len(names):
         raise ValueError(f"Got the judges {', '.join(names)}, expected different ones in --reward and --measure.")
+    options = {"device": device, "dtype": reward_dtype_of(args)}
     return {
         name: load_reward(
-            name, weights=weights if name == args.reward or isinstance(weights, dict) else None, device=device
+            name, weights=weights if name == args.reward or isinstance(weights, dict) else None, **options
         )
         for name in names
     }

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from ..rewards import available_rewards
+from ..rewards.published import size_text
 
 DESCRIPTION = """\
 List the rewards with the state of their files: found (and where) or missing (and where they are published).
@@ -31,25 +32,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(name: str, search_dirs: list[str]) -> dict[str, Any]:
-    """Name, summary, statistics, and the files of a reward: found paths and what is missing."""
+    """Name, summary, statistics, and the files of a reward as loading finds them: found paths and what is missing."""
     from ..rewards.registry import reward_class_of
-    from ..rewards.weights import Source, find_beside
+    from ..rewards.weights import Source
 
-    cls, source = reward_class_of(name), Source.of(None, search_dirs)
-    found, missing = {}, []
-    for file in cls.published_files:
-        path = find_beside(file, source)
-        if path is None:
-            missing.append({"file": file.name, "page": file.page, "bytes": file.size or None})
-        else:
-            found[file.name] = str(path)
+    cls = reward_class_of(name)
+    try:
+        located, problem = cls.locate(Source.of(None, search_dirs)), ""
+    except ValueError as error:
+        located, problem = {}, str(error)
     stats = {"mean": cls.statistics.mean, "std": cls.statistics.std, "source": cls.statistics.source}
+    missing = [file for file, path in located.items() if path is None]
     return {
         "name": name,
         "summary": available_rewards()[name].summary,
-        "ready": not missing,
-        "found": found,
-        "missing": missing,
+        "ready": not missing and not problem,
+        "found": {file.name: str(path) for file, path in located.items() if path is not None},
+        "missing": [
+            {"file": file.name, "place": file.place.as_posix(), "page": file.page, "bytes": file.size or None}
+            for file in missing
+        ],
+        "problem": problem,
         "needs_prompt": cls.needs_prompt,
         "statistics": stats,
     }
@@ -57,9 +60,10 @@ def describe(name: str, search_dirs: list[str]) -> dict[str, Any]:
 
 def as_text(row: dict[str, Any]) -> str:
     """A line for the reward and one for each of its files."""
-    lines = [f"{row['name']:<22} {'ready' if row['ready'] else 'missing files':<14} {row['summary']}"]
+    state = "ready" if row["ready"] else "ambiguous" if row["problem"] else "missing files"
+    lines = [f"{row['name']:<22} {state:<14} {row['summary']}"]
+    lines += [f"    {row['problem']}"] if row["problem"] else []
     lines += [f"    found   {name}: {path}" for name, path in row["found"].items()]
     for entry in row["missing"]:
-        size = f" (about {entry['bytes'] / 1e9:.3g} GB)" if entry["bytes"] else ""
-        lines.append(f"    missing {entry['file']}: {entry['page']}{size}")
+        lines.append(f"    missing {entry['place']}: {entry['page']}{size_text(entry['bytes'])}")
     return "\n".join(lines)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..score import ScoredImage, find_images, load_rewards, prompts_for, score_files
+from ..score import ScoredImage, columns_of, find_images, load_rewards, prompts_for, score_files
+from .common import add_reward_dtype, reward_dtype_of
 
 DESCRIPTION = """\
 Score pictures with reward models. Higher is better; a mix is standardised part by part.
@@ -18,16 +19,16 @@ Score pictures with reward models. Higher is better; a mix is standardised part 
   reneg score --reward hpsv2.1 --reward aesthetic --sort aesthetic --top 10 --format csv output/
   reneg score --reward "hpsv2.1*1.0 + image_reward*0.5" --write-metadata output/*.png
 
-Without --prompt and --prompts each picture's own metadata is read (ComfyUI, A1111, reneg).
+Without --prompt and --prompts each picture's own metadata is read (ComfyUI, A1111, reneg). A picture that cannot be
+read is named at the end and left out; the exit code is then 1.
 """
-DTYPES = ("fp32", "bf16", "fp16")
 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "score", help="score pictures", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files or folders")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, folders or patterns")
     parser.add_argument(
         "--reward",
         action="append",
@@ -44,9 +45,14 @@ def add_parser(subparsers: Any) -> None:
     )
     add_weight_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the networks (%(default)s)")
+    add_reward_dtype(parser, "--dtype")
     parser.add_argument("--preprocess", choices=("exact", "smooth"), help="default: exact, as published")
-    parser.add_argument("--batch-size", type=int, default=16, help="pictures of one size at once (%(default)s)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=16,
+        help="at most so many pictures at once (%(default)s); fewer if memory says so",
+    )
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
     parser.add_argument("--sort", metavar="NAME", nargs="?", const="", help="best first, by this column or the first")
     parser.add_argument("--top", type=int, metavar="K", help="only the best K (implies --sort)")
@@ -72,32 +78,39 @@ def add_weight_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the scores of all pictures."""
-    from ..picture_metadata import check_png, write_scores
+    """Print the scores of all pictures that can be read; 1 if there were others, which are named on stderr."""
+    from ..picture_metadata import check_png
 
+    for option, value in (("--batch-size", args.batch_size), ("--top", args.top)):
+        if value is not None and value < 1:
+            raise ValueError(f"{option}: got {value}, expected at least 1")
+    failed: dict[Path, str] = {}
     paths = find_images(args.images)
+    prompts = prompts_for(paths, args.prompt, args.prompts, failed)
     if args.write_metadata:
         for path in paths:
             check_png(path)
-    prompts = prompts_for(paths, args.prompt, args.prompts)
     reward = load_rewards(args.reward, **reward_options(args))
-    results = _with_progress(args, reward, paths, prompts)
+    check_sort(args.sort, columns_of(reward, len(args.reward) > 1))
+    results = _with_progress(args, reward, paths, prompts, failed)
+    if results:
+        print({"table": as_table, "csv": as_csv, "json": as_json}[args.format](select(results, args.sort, args.top)))
     if args.write_metadata:
-        for result in results:
-            write_scores(result.image, result.scores)
-    print({"table": as_table, "csv": as_csv, "json": as_json}[args.format](select(results, args.sort, args.top)))
-    return 0
+        _write(results, failed)
+    return _report(failed, len(paths))
 
 
 def reward_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments for `load_reward` from the command line; what was not given is left out."""
-    import torch
+    from ..backends.diffusers import pick_device
 
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.dtype]
     given = {name: getattr(args, name) for name in ("config", "vocab", "merges", "preprocess")}
     given |= {"search_dirs": args.search_dir, "download": args.download, "weights": weights_of(args.weights)}
-    return {"device": device, "dtype": dtype, **{name: value for name, value in given.items() if value}}
+    return {
+        "device": pick_device(args.device),
+        "dtype": reward_dtype_of(args),
+        **{name: value for name, value in given.items() if value},
+    }
 
 
 def weights_of(entries: Sequence[str]) -> str | dict[str, str] | None:
@@ -110,16 +123,18 @@ def weights_of(entries: Sequence[str]) -> str | dict[str, str] | None:
     return entries[0]
 
 
-def select(results: Sequence[ScoredImage], sort: str | None, top: int | None) -> list[ScoredImage]:
-    """Best first by column `sort` (empty: the first column) and cut to `top`; in the given order if neither is set."""
-    if top is not None and top < 1:
-        raise ValueError(f"--top: got {top}, expected at least 1")
-    if sort is None and top is None:
-        return list(results)
-    names = list(results[0].scores)
+def check_sort(sort: str | None, names: Sequence[str]) -> None:
+    """Raise ValueError unless `sort` is empty or one of the columns `names`."""
     if sort and sort not in names:
         raise ValueError(f"--sort: got {sort!r}, expected one of {', '.join(names)}")
-    return sorted(results, key=lambda result: -result.scores[sort or names[0]])[:top]
+
+
+def select(results: Sequence[ScoredImage], sort: str | None, top: int | None) -> list[ScoredImage]:
+    """Best first by column `sort` (empty: the first column) and cut to `top`; in the given order if neither is set."""
+    if sort is None and top is None:
+        return list(results)
+    name = sort or next(iter(results[0].scores))
+    return sorted(results, key=lambda result: -result.scores[name])[:top]
 
 
 def as_json(results: Sequence[ScoredImage]) -> str:
@@ -152,16 +167,40 @@ def as_table(results: Sequence[ScoredImage]) -> str:
     lines = ["  ".join([f"{'image':<{width}}", *(f"{name:>10}" for name in names), "prompt"])]
     for r in results:
         numbers = [f"{r.scores[name]:>{max(10, len(name))}.4f}" for name in names]
-        lines.append("  ".join([f"{r.image!s:<{width}}", *numbers, ("* " if r.truncated else "") + r.prompt[:60]]))
+        lines.append("  ".join([f"{r.image!s:<{width}}", *numbers, ("* " if r.truncated else "") + _line(r.prompt)]))
     return "\n".join(lines)
 
 
+def _line(text: str) -> str:
+    """The beginning of a text that others wrote, as one line that a terminal shows as it is."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:60])
+
+
 def _with_progress(
-    args: argparse.Namespace, reward: Any, paths: list[Path], prompts: list[str | None]
+    args: argparse.Namespace, reward: Any, paths: list[Path], prompts: list[str | None], failed: dict[Path, str]
 ) -> list[ScoredImage]:
     from tqdm import tqdm
 
+    options = {"batch_size": args.batch_size, "side_by_side": len(args.reward) > 1, "failed": failed}
     with tqdm(total=len(paths), unit="picture", disable=not sys.stderr.isatty()) as bar:
-        return score_files(
-            reward, paths, prompts, batch_size=args.batch_size, side_by_side=len(args.reward) > 1, progress=bar.update
-        )
+        return score_files(reward, paths, prompts, progress=bar.update, **options)
+
+
+def _write(results: Sequence[ScoredImage], failed: dict[Path, str]) -> None:
+    """Store the scores in the pictures, which are printed by then."""
+    from ..picture_metadata import write_scores
+
+    for result in results:
+        try:
+            write_scores(result.image, result.scores)
+        except (ValueError, OSError) as error:
+            failed[result.image] = f"{result.image}: the scores could not be written ({error})"
+
+
+def _report(failed: dict[Path, str], count: int) -> int:
+    """Name what failed on stderr; the exit code."""
+    if failed:
+        print(f"reneg score: {len(failed)} of {count} pictures failed:", file=sys.stderr)
+        for problem in failed.values():
+            print(f"  {problem}", file=sys.stderr)
+    return 1 if failed else 0

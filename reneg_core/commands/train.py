@@ -13,6 +13,7 @@ import torch
 from ..embedding import atomic_write
 from ..model import DiffusionModel
 from ..rewards import Reward, load_reward
+from ..rewards.precision import PRECISIONS
 from ..training import Batch, Prompts, Reach, Session, Trainer, TrainResult, reward_gradient, split_prompts
 from ..training.run_config import RunConfig, load_run_config, recipe_names
 from ..training.workers import Workers, pick_workers
@@ -102,8 +103,9 @@ def prepare(config: RunConfig, workers: Workers) -> Job:
     prompts = training_prompts(config)
     device = str(getattr(workers, "device", config.device))
     model = load_model(config.model, device=device, dtype=config.dtype, config=config.model_config or None)
+    dtype = PRECISIONS[config.reward_dtype]
     rewards = [
-        load_reward(name, weights=weights or None, device=model.device) if name else None
+        load_reward(name, weights=weights or None, device=model.device, dtype=dtype) if name else None
         for name, weights in ((config.reward, config.reward_weights), (config.watch, config.watch_weights))
     ]
     if rewards[0] is None:

@@ -1,32 +1,20 @@
 """LAION aesthetic predictor v2 (improved-aesthetic-predictor): beauty of the picture alone, about 1 to 10."""
 
-from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from reneg_core.rewards.base import Statistics
-from reneg_core.rewards.checkpoint import Checkpoint
+from reneg_core.rewards.checkpoint import Placement
 from reneg_core.rewards.clip import ClipConfig, ImageTower
 from reneg_core.rewards.clip_reward import ClipImageReward, clip_settings, shared_tower
-from reneg_core.rewards.clip_score import CLIP_L14
 from reneg_core.rewards.linear_head import LinearHead, load_head
 from reneg_core.rewards.preprocess import check_mode
-from reneg_core.rewards.weights import PublishedFile, Source, find_file
-
-REPOSITORY = "https://github.com/christophschuhmann/improved-aesthetic-predictor"
-HEAD = PublishedFile(
-    "sac+logos+ava1-l14-linearMSE.pth",
-    size=3_714_759,
-    aliases=("sac+logos+ava1-l14-linearMSE.safetensors",),
-    copies="saclogosava1|aesthetic",
-    signatures=("layers.7.weight",),
-    homepage=REPOSITORY,
-    url=f"{REPOSITORY}/raw/main/sac+logos+ava1-l14-linearMSE.pth",
-)
+from reneg_core.rewards.published import AESTHETIC_HEAD, AESTHETIC_PAGE, CLIP_L14
+from reneg_core.rewards.recognition import open_as
+from reneg_core.rewards.weights import Source, find_file, open_published
 
 
 class Aesthetic(ClipImageReward):
@@ -38,10 +26,12 @@ class Aesthetic(ClipImageReward):
     name = "aesthetic"
     needs_prompt = False
     file = CLIP_L14
-    published_files = (HEAD, CLIP_L14)
+    published_files = (AESTHETIC_HEAD, CLIP_L14)
     clip_defaults = ClipConfig(act="quick_gelu")
     statistics = Statistics(5.5, 0.75, "practical range 4 to 7 read as mean plus or minus two deviations")
-    options_for_loading: ClassVar[frozenset[str]] = ClipImageReward.options_for_loading - {"vocab", "merges"}
+    options_for_loading: ClassVar[frozenset[str]] = ClipImageReward.options_for_loading - {"vocab", "merges"} | {
+        "clip_weights"
+    }
 
     def __init__(self, tower: ImageTower, head: LinearHead, **options: object) -> None:
         super().__init__(tower, **options)
@@ -53,33 +43,18 @@ class Aesthetic(ClipImageReward):
         self.head = head
 
     @classmethod
-    def load(
-        cls,
-        *,
-        weights: object = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        clip_weights: object = None,
-        config: object = None,
-        search_dirs: Sequence[str] = (),
-        download: bool = False,
-        preprocess: str = "exact",
-        shared: dict[Hashable, object] | None = None,
-        **options: object,
-    ) -> "Aesthetic":
-        """See `load_reward`. weights: the head or a directory with it; clip_weights: the CLIP weights (a file or a
-        directory), looked for beside the head if not given; config: of the CLIP tower."""
-        check_mode(preprocess)
-        source = Source.of(weights, search_dirs, download)
-        head_file = Checkpoint(_not_relu(find_file(HEAD, source)))
-        head = load_head(head_file, "layers.", device=device, dtype=dtype)
-        clip_source = (
-            source.beside(head_file.path) if clip_weights is None else Source.of(clip_weights, search_dirs, download)
+    def load(cls, source: Source, placement: Placement, **options: object) -> "Aesthetic":
+        """See `load_reward`. source.weights: the head or a directory with it; source.clip_weights: the CLIP weights (a
+        file or a directory), looked for beside the head if not given; source.config: of the CLIP tower."""
+        check_mode(options.get("preprocess", "exact"))
+        head_file = open_as(AESTHETIC_HEAD, _not_relu(find_file(AESTHETIC_HEAD, source)))
+        head = load_head(head_file, "layers.", placement)
+        beside = source.clip_weights is None
+        checkpoint = open_published(
+            cls.file, source.beside(head_file.path) if beside else source.at(source.clip_weights)
         )
-        checkpoint = Checkpoint(find_file(cls.file, clip_source))
-        settings = clip_settings(checkpoint, config, cls.clip_defaults)
-        tower = shared_tower(checkpoint, settings, device, dtype, shared)
-        return cls(tower, head, preprocess=preprocess, **options)
+        settings = clip_settings(checkpoint, source.config, cls.clip_defaults)
+        return cls(shared_tower(checkpoint, settings, placement), head, **options)
 
     def score_features(self, features: Tensor, prompts: list[str]) -> Tensor:
         return self.head(F.normalize(features, dim=-1))
@@ -88,6 +63,7 @@ class Aesthetic(ClipImageReward):
 def _not_relu(path: Path) -> Path:
     if "relu" in path.name.lower():
         raise ValueError(
-            f"{path} is a head with ReLU activations, another network; expected {HEAD.name} ({REPOSITORY})"
+            f"{path} is a head with ReLU activations, another network; "
+            f"expected {AESTHETIC_HEAD.name} ({AESTHETIC_PAGE})"
         )
     return path

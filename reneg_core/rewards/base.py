@@ -3,13 +3,24 @@
 Shape legend: B batch, H height, W width of the images in pixels.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from reneg_core.rewards.checkpoint import Placement
+from reneg_core.rewards.derivative import score_with_derivative
+from reneg_core.rewards.pixels import Pixels
+from reneg_core.rewards.precision import at_least_float32, own_precision
+from reneg_core.rewards.preprocess import unit_range
+from reneg_core.rewards.published import PublishedFile
+from reneg_core.rewards.weights import Source, locate
 
 RANGE_TOLERANCE = 1e-3  # half-precision decoders land this far outside [0, 1]
 
@@ -39,9 +50,11 @@ class ScoreDetails:
 class Reward(nn.Module):
     """Base of every reward. A subclass sets `name` and implements `_score`; inputs are validated here, once.
 
-    Gradient follows autograd: `score` is differentiable with respect to `images` when they require it.
-    `memory_budget` (bytes) bounds the working memory of one network pass where `bytes_per_image` is implemented.
-    `options_for_loading` are the options of `load` that a mix passes on; `published_files` what must be on disk.
+    A picture's score depends on that picture and its prompt alone. `score` is differentiable, once, with respect to
+    `images` when they require a gradient, and computes in the reward's own precision inside anybody's autocast.
+    `memory_budget` (bytes) bounds the working memory of one network pass, with gradient or without, where
+    `bytes_per_image` is implemented. `options_for_loading` are the options that `load` takes, `published_files` what
+    must be on disk, the weights first.
     """
 
     name: str = ""
@@ -49,21 +62,19 @@ class Reward(nn.Module):
     memory_budget: int = 1 << 30
     statistics: Statistics = Statistics(0.0, 1.0, "taken as already standardised")
     options_for_loading: ClassVar[frozenset[str]] = frozenset()
-    published_files: ClassVar[tuple[object, ...]] = ()
+    published_files: ClassVar[tuple[PublishedFile, ...]] = ()
 
     @classmethod
-    def load(
-        cls,
-        *,
-        weights: object = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        **options: object,
-    ) -> "Reward":
-        """Build the reward; `weights` reaches the constructor only when given."""
-        if weights is not None:
-            options["weights"] = weights
-        return cls(**options).to(device=device, dtype=dtype)
+    def load(cls, source: Source, placement: Placement, **options: object) -> "Reward":
+        """Build the reward from files of `source`; `weights` reaches the constructor only when given."""
+        if source.weights is not None:
+            options["weights"] = source.weights
+        return cls(**options).to(device=placement.device, dtype=placement.dtype)
+
+    @classmethod
+    def locate(cls, source: Source) -> dict[PublishedFile, Path | None]:
+        """Every file that `load` needs, with where it finds it; None for a missing one."""
+        return locate(cls.published_files, source) if cls.published_files else {}
 
     def score(self, images: Tensor, prompts: Sequence[str] = ()) -> Tensor:
         """Score a batch.
@@ -72,48 +83,94 @@ class Reward(nn.Module):
         prompts: a list of B strings, or of one string for all images; may be empty if `needs_prompt` is False.
         Returns [B] float32 (float64 for a reward loaded in float64) on the reward's device; higher is better.
         Raises TypeError or ValueError for NaN or infinite pixels, values outside [0,1], a wrong shape or dtype,
-        no prompts, or a prompt count that is neither 1 nor B.
+        no prompts, a prompt count that is neither 1 nor B, or images that require a gradient of a reward without one.
         """
         images, prompts = self._validated(images, prompts)
-        step = self.images_per_pass(images)
-        chunks = zip(images.split(step), _split(prompts, step), strict=True)
-        scores = torch.cat([self._checked(self._score(part, texts), len(part)) for part, texts in chunks])
-        return scores if scores.dtype == torch.float64 else scores.float()
+        gradient = images.requires_grad and torch.is_grad_enabled()
+        step = self.images_per_pass(*images.shape[-2:], gradient)
+        with own_precision(images.device):
+            if gradient and not any(parameter.requires_grad for parameter in self.parameters()):
+                scores = score_with_derivative(self._recorded_pass, images, prompts, step)
+            else:
+                passes = zip(images.split(step), _split(prompts, step), strict=True)
+                scores = torch.cat([self._one_pass(part, texts) for part, texts in passes])
+        return _plain(scores)
+
+    def preprocess(self, images: Tensor) -> Pixels:
+        """What `_score` looks at: images [B,3,H,W] in [0,1], or uint8 levels, as the reward wants them.
+
+        As they are, in floating point, unless a subclass says otherwise.
+        """
+        return unit_range(images)
+
+    def score_pixels(self, pixels: Pixels, prompts: list[str]) -> Tensor:
+        """The reward without its preprocessing: what `preprocess` returned and prompts of length B -> [B]."""
+        with own_precision(device_of(self)):
+            return self._score(pixels, prompts)
 
     def details(self, images: Tensor, prompts: Sequence[str] = ()) -> ScoreDetails:
-        """`score` together with its parts and the `truncated` flag of each image's prompt."""
-        scores = self.score(images, prompts)
-        return ScoreDetails(scores, {self.name: scores}, self._truncated_per_image(prompts, len(images)))
+        """`score` without gradient, together with its parts and the `truncated` flag of each image's prompt."""
+        images, prompts = self._validated(images, prompts)
+        step = self.images_per_pass(*images.shape[-2:], gradient=False)
+        passes = zip(images.split(step), _split(prompts, step), strict=True)
+        with torch.no_grad(), own_precision(images.device):
+            return _joined_details([self.details_of_pixels(self.preprocess(part), texts) for part, texts in passes])
+
+    @torch.no_grad()
+    def details_of_pixels(self, pixels: Pixels, prompts: list[str]) -> ScoreDetails:
+        """`details` of what `preprocess` returned, in one pass; prompts of length B."""
+        with own_precision(device_of(self)):
+            parts = {name: self.checked(raw, len(prompts)) for name, raw in self._parts(pixels, prompts).items()}
+            return ScoreDetails(_plain(self._combined(parts)), parts, self.truncated(prompts))
 
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         """For each prompt, whether the reward reads only its beginning."""
         return [False] * len(prompts)
 
+    def columns(self) -> list[str]:
+        """Names of the numbers that `details` gives: the score's, and those of its parts where it has any."""
+        return [self.name]
+
     def bytes_per_image(self, height: int, width: int, gradient: bool) -> int:
         """Estimated working memory in bytes of one image of that size; 0 means "do not split the batch"."""
         return 0
 
-    def images_per_pass(self, images: Tensor) -> int:
-        """How many of `images` [B,3,H,W] one network pass takes within `memory_budget`."""
-        gradient = images.requires_grad and torch.is_grad_enabled()
-        need = self.bytes_per_image(*images.shape[-2:], gradient)
-        return len(images) if need == 0 else min(len(images), max(1, self.memory_budget // need))
+    def images_per_pass(self, height: int, width: int, gradient: bool) -> int:
+        """How many images of that size one network pass takes within `memory_budget`; at least 1."""
+        need = self.bytes_per_image(height, width, gradient)
+        return sys.maxsize if need == 0 else max(1, self.memory_budget // need)
 
-    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """images [B,3,H,W] validated, prompts of length B ([""] * B if none were needed) -> [B]."""
+    def _score(self, pixels: Pixels, prompts: list[str]) -> Tensor:
+        """pixels: what `preprocess` returned, prompts of length B ([""] * B if not needed) -> [B]."""
         raise NotImplementedError(f"{type(self).__name__} must implement _score(images, prompts)")
 
-    def _truncated_per_image(self, prompts: Sequence[str], batch: int) -> list[bool]:
-        flags = self.truncated(prompts) or [False]
-        return flags * batch if len(flags) == 1 else flags
+    def _parts(self, pixels: Pixels, prompts: list[str]) -> dict[str, Tensor]:
+        """Raw scores [B] by part."""
+        return {self.name: self._score(pixels, prompts)}
+
+    def _combined(self, parts: dict[str, Tensor]) -> Tensor:
+        """The score [B] that raw scores of the parts make."""
+        return parts[self.name]
+
+    def _one_pass(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return self.checked(self._score(self.preprocess(images), prompts), len(images))
 
     def _validated(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, list[str]]:
         check_images(images)
         prompts = check_prompts(prompts, len(images), self.needs_prompt)
-        device = module_device(self)
-        return (images if device is None else images.to(device)), prompts
+        return at_least_float32(images.to(device_of(self, images.device))), prompts
 
-    def _checked(self, scores: Tensor, batch: int) -> Tensor:
+    def _recorded_pass(self, images: Tensor, prompts: list[str]) -> Tensor:
+        scores = self._one_pass(images, prompts)
+        if not scores.requires_grad:
+            raise ValueError(
+                f"reward {self.name!r} carries no gradient with respect to the pictures, so nothing can be learned "
+                "from it; expected torch operations from pixels to score (to score without a gradient: torch.no_grad())"
+            )
+        return scores
+
+    def checked(self, scores: Tensor, batch: int) -> Tensor:
+        """`scores`, or ValueError naming the reward if they are not one number for each of `batch` images."""
         if not isinstance(scores, Tensor) or tuple(scores.shape) != (batch,):
             got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(
@@ -160,11 +217,10 @@ def check_prompts(prompts: Sequence[str], batch: int, needed: bool = True) -> li
     return prompts * batch if len(prompts) == 1 else prompts
 
 
-def module_device(module: nn.Module) -> torch.device | None:
-    """Device of the module's first parameter or buffer, None if it has neither."""
-    tensor = next(module.parameters(), None)
-    tensor = next(module.buffers(), None) if tensor is None else tensor
-    return None if tensor is None else tensor.device
+def device_of(module: nn.Module, default: torch.device | str = "cpu") -> torch.device:
+    """Device of the module's first parameter or buffer, `default` if it has neither."""
+    tensor = next(chain(module.parameters(), module.buffers()), None)
+    return torch.device(default) if tensor is None else tensor.device
 
 
 @contextmanager
@@ -172,6 +228,18 @@ def ordinary_tensors() -> Iterator[None]:
     """No graph, yet tensors that a later backward may save, even inside a host's inference mode."""
     with torch.inference_mode(False), torch.no_grad():
         yield
+
+
+def _plain(scores: Tensor) -> Tensor:
+    return scores if scores.dtype == torch.float64 else scores.float()
+
+
+def _joined_details(passes: Sequence[ScoreDetails]) -> ScoreDetails:
+    return ScoreDetails(
+        torch.cat([found.scores for found in passes]),
+        {name: torch.cat([found.parts[name] for found in passes]) for name in passes[0].parts},
+        [flag for found in passes for flag in found.truncated],
+    )
 
 
 def _split(items: list[str], step: int) -> Iterator[list[str]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reneg_core.rewards.checkpoint import Layout, Rule
 from reneg_core.rewards.tokenizers import Tokens
-from reneg_core.rewards.transformer import VisionTransformer, activation, attend, remember_less
+from reneg_core.rewards.transformer import Stack, VisionTransformer, activation, attend, remember_less
 
 _TEXT = "blip.text_encoder."
 _LAYER = rf"{_TEXT}encoder.layer.\1."
@@ -69,11 +69,12 @@ class Attention(nn.Module):
 class TextLayer(nn.Module):
     """Self-attention, attention to the image, MLP; each followed by a LayerNorm."""
 
-    def __init__(self, width: int, image_width: int, hidden: int, heads: int, eps: float, act: str) -> None:
+    def __init__(self, stack: Stack, image_width: int) -> None:
         super().__init__()
+        width, hidden, heads, eps = stack.width, stack.hidden, stack.heads, stack.eps
         self.attention, self.cross = Attention(width, width, heads, eps), Attention(width, image_width, heads, eps)
         self.fc1, self.fc2, self.norm = nn.Linear(width, hidden), nn.Linear(hidden, width), nn.LayerNorm(width, eps)
-        self.act = activation(act)
+        self.act = activation(stack.act)
 
     def forward(self, x: Tensor, image: Tensor, mask: Tensor, first_only: bool) -> Tensor:
         """x [B,T,W], image [B,I,V] -> [B,T,W], or [B,1,W] if only the first token's output is wanted."""
@@ -86,24 +87,12 @@ class TextEncoder(nn.Module):
 
     checkpointing = False
 
-    def __init__(
-        self,
-        *,
-        rows: int,
-        context: int,
-        width: int,
-        image_width: int,
-        hidden: int,
-        depth: int,
-        heads: int,
-        eps: float,
-        act: str,
-    ) -> None:
+    def __init__(self, stack: Stack, *, rows: int, context: int, image_width: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(rows, width)
-        self.positions = nn.Parameter(torch.zeros(context, width))
-        self.norm = nn.LayerNorm(width, eps)
-        self.layers = nn.ModuleList(TextLayer(width, image_width, hidden, heads, eps, act) for _ in range(depth))
+        self.embedding = nn.Embedding(rows, stack.width)
+        self.positions = nn.Parameter(torch.zeros(context, stack.width))
+        self.norm = nn.LayerNorm(stack.width, stack.eps)
+        self.layers = nn.ModuleList(TextLayer(stack, image_width) for _ in range(stack.depth))
 
     def forward(self, tokens: Tokens, image: Tensor) -> Tensor:
         """tokens of B prompts, image [B,I,V] -> [B,W]."""

@@ -5,8 +5,8 @@ every unexpected key in the file's own terms; nothing is guessed and nothing is 
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,15 @@ from torch import Tensor, nn
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 SHOWN_KEYS = 8
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where networks are put and in which precision; `shared` holds those loaded already, for rewards that share."""
+
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    shared: dict[Hashable, nn.Module] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -83,19 +92,18 @@ class Layout:
         return len(found)
 
 
-def load_network(
-    network: nn.Module, checkpoint: Checkpoint, layout: Layout, *, device: torch.device | str, dtype: torch.dtype
-) -> nn.Module:
-    """Fill `network` (built on the meta device) from `checkpoint`; frozen, in eval mode, on `device` in `dtype`.
+def load_network(network: nn.Module, checkpoint: Checkpoint, layout: Layout, placement: Placement) -> nn.Module:
+    """Fill `network` (built on the meta device) from `checkpoint`; frozen, in eval mode, at `placement`.
 
-    Raises ValueError naming missing and unexpected keys, or the first tensor of another shape.
+    Raises ValueError naming missing and unexpected keys, the first tensor of another shape, or the first that holds
+    NaN or infinite values.
     """
     wanted = {name: layout.rule(name) for name in network.state_dict()}
     check_keys(checkpoint, [key for _, keys in wanted.values() for key in keys], layout.ignored)
     state = {}
     for name, parameter in network.state_dict().items():
         rule, keys = wanted[name]
-        tensor = _joined(checkpoint, keys, rule.transposed, device, dtype)
+        tensor = check_finite(checkpoint, keys[0], _joined(checkpoint, keys, rule.transposed, placement))
         while tensor.ndim > parameter.ndim and len(tensor) == 1:  # published with a batch dimension
             tensor = tensor[0]
         if tensor.shape != parameter.shape:
@@ -118,10 +126,18 @@ def check_keys(checkpoint: Checkpoint, wanted: Iterable[str], ignored: Sequence[
         raise ValueError(f"{checkpoint.path}: not the published layout: {'; '.join(problems)}")
 
 
-def _joined(
-    checkpoint: Checkpoint, keys: list[str], transposed: bool, device: torch.device | str, dtype: torch.dtype
-) -> Tensor:
-    parts = [checkpoint.tensor(key).to(device=device, dtype=dtype) for key in keys]
+def check_finite(checkpoint: Checkpoint, key: str, tensor: Tensor) -> Tensor:
+    """`tensor`, loaded for `key`; ValueError if it holds NaN or infinite values."""
+    if tensor.numel() and not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor)):
+        raise ValueError(
+            f"{checkpoint.path}: {key} holds NaN or infinite values in {str(tensor.dtype).removeprefix('torch.')}; "
+            "expected the published weights. Download the file again, or load it in fp32 if it is wider"
+        )
+    return tensor
+
+
+def _joined(checkpoint: Checkpoint, keys: list[str], transposed: bool, placement: Placement) -> Tensor:
+    parts = [checkpoint.tensor(key).to(device=placement.device, dtype=placement.dtype) for key in keys]
     tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
     return tensor.t().contiguous() if transposed else tensor
 
@@ -164,7 +180,6 @@ def _read_legacy_pickle(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be read as plain tensors (weights_only): "
-            f"{(str(error) or type(error).__name__).splitlines()[0]}; expected the published state dict, "
-            "incomplete downloads and TorchScript archives are refused"
+            f"{path} cannot be read as plain tensors: it is incomplete, a TorchScript archive, or a pickle that may "
+            "run code, which is never loaded; download the published state dict again, or take its safetensors file"
         ) from error

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reneg_core.rewards.checkpoint import Checkpoint, Layout, Rule, load_network
+from reneg_core.rewards.checkpoint import Checkpoint, Layout, Placement, Rule, load_network
 from reneg_core.rewards.precision import at_least_float32
 from reneg_core.rewards.tokenizers import Tokens
-from reneg_core.rewards.transformer import Block, Blocks, VisionTransformer
+from reneg_core.rewards.transformer import Block, Blocks, Stack, VisionTransformer
 
 
 def _block_rules(ours: str, theirs: str, names: Mapping[str, tuple[str, ...]]) -> tuple[Rule, ...]:
@@ -141,14 +141,12 @@ def read_clip_config(raw: Mapping[str, object], default: ClipConfig) -> ClipConf
 class TextTransformer(nn.Module):
     """CLIP's causal text tower, read at the end token."""
 
-    def __init__(
-        self, *, rows: int, context: int, width: int, hidden: int, depth: int, heads: int, eps: float, act: str
-    ) -> None:
+    def __init__(self, stack: Stack, *, rows: int, context: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(rows, width)
-        self.positions = nn.Parameter(torch.zeros(context, width))
-        self.blocks = Blocks(Block(width, hidden, heads, eps, act) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps)
+        self.embedding = nn.Embedding(rows, stack.width)
+        self.positions = nn.Parameter(torch.zeros(context, stack.width))
+        self.blocks = Blocks(Block(stack) for _ in range(stack.depth))
+        self.norm = nn.LayerNorm(stack.width, stack.eps)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """tokens of N prompts -> [N,W]. Padding stands after the end token and is invisible to it."""
@@ -194,40 +192,32 @@ def clip_layout(checkpoint: Checkpoint) -> Layout:
     raise ValueError(f"{checkpoint.path}: not a CLIP checkpoint; expected the key {expected}")
 
 
-def load_image_tower(
-    checkpoint: Checkpoint, config: ClipConfig, device: torch.device | str, dtype: torch.dtype
-) -> ImageTower:
+def load_image_tower(checkpoint: Checkpoint, config: ClipConfig, placement: Placement) -> ImageTower:
     """The image half of `checkpoint`, every dimension from its tensors and the rest from `config`."""
     layout = clip_layout(checkpoint)
     with torch.device("meta"):
         vision = _vision(checkpoint, layout, config)
         tower = ImageTower(vision, layout.shape(checkpoint, "vision_projection.weight")[0])
-    return load_network(tower, checkpoint, layout.ignoring(TEXT_KEYS), device=device, dtype=dtype)
+    return load_network(tower, checkpoint, layout.ignoring(TEXT_KEYS), placement)
 
 
-def load_text_tower(
-    checkpoint: Checkpoint, config: ClipConfig, device: torch.device | str, dtype: torch.dtype
-) -> TextTower:
+def load_text_tower(checkpoint: Checkpoint, config: ClipConfig, placement: Placement) -> TextTower:
     """The text half of `checkpoint`."""
     layout = clip_layout(checkpoint)
     with torch.device("meta"):
         text = _text(checkpoint, layout, config)
         tower = TextTower(text, layout.shape(checkpoint, "text_projection.weight")[0])
-    return load_network(tower, checkpoint, layout.ignoring(IMAGE_KEYS), device=device, dtype=dtype)
+    return load_network(tower, checkpoint, layout.ignoring(IMAGE_KEYS), placement)
 
 
 def _vision(checkpoint: Checkpoint, layout: Layout, config: ClipConfig) -> VisionTransformer:
     width, _, patch, _ = layout.shape(checkpoint, "vision.patch.weight")
     patches = layout.shape(checkpoint, "vision.positions")[0] - 1
+    heads = heads_of(width, config.vision_heads, config.vision_head_width, "vision")
     return VisionTransformer(
+        _stack(checkpoint, layout, "vision.blocks.", width, heads, config),
         image_size=isqrt(patches) * patch,
         patch_size=patch,
-        width=width,
-        eps=config.eps,
-        act=config.act,
-        hidden=layout.shape(checkpoint, "vision.blocks.0.fc1.weight")[0],
-        depth=layout.depth(checkpoint, "vision.blocks."),
-        heads=heads_of(width, config.vision_heads, config.vision_head_width, "vision"),
         pre_norm=True,
         patch_bias=False,
         first_only=True,
@@ -236,16 +226,17 @@ def _vision(checkpoint: Checkpoint, layout: Layout, config: ClipConfig) -> Visio
 
 def _text(checkpoint: Checkpoint, layout: Layout, config: ClipConfig) -> TextTransformer:
     rows, width = layout.shape(checkpoint, "text.embedding.weight")
+    heads = heads_of(width, config.text_heads, 64, "text")
     return TextTransformer(
+        _stack(checkpoint, layout, "text.blocks.", width, heads, config),
         rows=rows,
         context=layout.shape(checkpoint, "text.positions")[0],
-        width=width,
-        eps=config.eps,
-        act=config.act,
-        hidden=layout.shape(checkpoint, "text.blocks.0.fc1.weight")[0],
-        depth=layout.depth(checkpoint, "text.blocks."),
-        heads=heads_of(width, config.text_heads, 64, "text"),
     )
+
+
+def _stack(checkpoint: Checkpoint, layout: Layout, blocks: str, width: int, heads: int, config: ClipConfig) -> Stack:
+    hidden = layout.shape(checkpoint, f"{blocks}0.fc1.weight")[0]
+    return Stack(width, hidden, layout.depth(checkpoint, blocks), heads, config.eps, config.act)
 
 
 def heads_of(width: int, heads: int, head_width: int, tower: str) -> int:

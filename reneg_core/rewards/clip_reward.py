@@ -2,14 +2,15 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reneg_core.rewards.base import Reward, ordinary_tensors
-from reneg_core.rewards.checkpoint import Checkpoint
+from reneg_core.rewards.base import Reward, device_of, ordinary_tensors
+from reneg_core.rewards.checkpoint import Checkpoint, Placement, check_finite
 from reneg_core.rewards.clip import (
     ClipConfig,
     ImageTower,
@@ -19,11 +20,12 @@ from reneg_core.rewards.clip import (
     load_text_tower,
     read_clip_config,
 )
-from reneg_core.rewards.precision import at_least_float32, isolated_float16_gradient
+from reneg_core.rewards.precision import isolated_float16_gradient, own_precision
 from reneg_core.rewards.preprocess import check_mode, preprocessing_bytes, shortest_edge_crop
+from reneg_core.rewards.published import PublishedFile
 from reneg_core.rewards.tokenizers import Tokenizer
-from reneg_core.rewards.vocabulary import CLIP_TOKENIZER, VocabPath, find_clip_tokenizer
-from reneg_core.rewards.weights import PublishedFile, Source, find_file, read_json, read_json_beside
+from reneg_core.rewards.vocabulary import find_clip_tokenizer, locate_clip
+from reneg_core.rewards.weights import Source, open_published, read_json, read_json_beside
 
 CACHED_PROMPTS = 8192
 PROMPTS_PER_PASS = 32
@@ -40,21 +42,15 @@ class ClipImageReward(Reward):
     clip_defaults = ClipConfig()
     crop = "round"
     options_for_loading: ClassVar[frozenset[str]] = frozenset(
-        {
-            "config",
-            "vocab",
-            "merges",
-            "search_dirs",
-            "download",
-            "preprocess",
-            "checkpointing",
-            "memory_budget",
-            "shared",
-        }
+        {"weights", "config", "vocab", "merges", "preprocess", "checkpointing", "memory_budget"}
     )
 
     def __init__(
-        self, tower: ImageTower, preprocess: str, checkpointing: bool = False, memory_budget: int | None = None
+        self,
+        tower: ImageTower,
+        preprocess: str = "exact",
+        checkpointing: bool = False,
+        memory_budget: int | None = None,
     ) -> None:
         super().__init__()
         check_mode(preprocess)
@@ -64,34 +60,26 @@ class ClipImageReward(Reward):
 
     @property
     def feature_key(self) -> Hashable:
-        """Equal for rewards whose `image_features` are equal on every image."""
+        """Equal for rewards whose `features` are equal on every image."""
         return (id(self.tower), self.crop, self.mode)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """images [B,3,H,W] in [0,1] -> the network's normalised pixels [B,3,S,S]."""
+        """images [B,3,H,W] in [0,1] or uint8 -> the network's normalised pixels [B,3,S,S]."""
         return shortest_edge_crop(images, self.tower.vision.image_size, self.mode, self.crop)
 
-    def image_features(self, images: Tensor) -> Tensor:
-        """images [B,3,H,W] in [0,1] -> features [B,D], not of unit length."""
-        chunks = images.split(self.images_per_pass(images))
-        return torch.cat([self._pixel_features(self.preprocess(at_least_float32(chunk))) for chunk in chunks])
+    def features(self, pixels: Tensor) -> Tensor:
+        """The network alone: pixels [B,3,S,S] preprocessed and normalised -> features [B,D], not of unit length."""
+        return isolated_float16_gradient(self.tower, pixels, self.tower.vision.positions.dtype)
 
     def score_features(self, features: Tensor, prompts: list[str]) -> Tensor:
         """features [B,D] of images and prompts of length B -> [B]."""
         raise NotImplementedError
 
-    def score_pixels(self, pixels: Tensor, prompts: list[str]) -> Tensor:
-        """The network alone: pixels [B,3,S,S] already preprocessed and normalised, prompts of length B -> [B]."""
-        return self.score_features(self._pixel_features(pixels), prompts)
-
     def bytes_per_image(self, height: int, width: int, gradient: bool) -> int:
         return self.tower.vision.bytes_per_image(gradient) + preprocessing_bytes(height, width)
 
-    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        return self.score_pixels(self.preprocess(at_least_float32(images)), prompts)
-
-    def _pixel_features(self, pixels: Tensor) -> Tensor:
-        return isolated_float16_gradient(self.tower, pixels, self.tower.vision.positions.dtype)
+    def _score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        return self.score_features(self.features(pixels), prompts)
 
 
 class ClipTextImageReward(ClipImageReward):
@@ -102,11 +90,6 @@ class ClipTextImageReward(ClipImageReward):
 
     clean = "ftfy"
 
-    def __init_subclass__(cls, **keywords: object) -> None:
-        super().__init_subclass__(**keywords)
-        if "file" in cls.__dict__:
-            cls.published_files = (cls.file, CLIP_TOKENIZER)
-
     def __init__(
         self, tower: ImageTower, text: TextTower, tokenizer: Tokenizer, logit_scale: float, **options: object
     ) -> None:
@@ -115,38 +98,25 @@ class ClipTextImageReward(ClipImageReward):
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
 
     @classmethod
-    def load(
-        cls,
-        *,
-        weights: object = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        config: object = None,
-        vocab: VocabPath | None = None,
-        merges: VocabPath | None = None,
-        search_dirs: Sequence[str] = (),
-        download: bool = False,
-        preprocess: str = "exact",
-        shared: dict[Hashable, object] | None = None,
-        **options: object,
-    ) -> "ClipTextImageReward":
-        """See `load_reward`. config: mapping or JSON path with what the shapes do not tell (`read_clip_config`)."""
-        check_mode(preprocess)
-        source = Source.of(weights, search_dirs, download)
-        checkpoint = Checkpoint(find_file(cls.file, source))
-        settings = clip_settings(checkpoint, config, cls.clip_defaults)
-        tower = shared_tower(checkpoint, settings, device, dtype, shared)
-        text = load_text_tower(checkpoint, settings, device, dtype)
+    def load(cls, source: Source, placement: Placement, **options: object) -> "ClipTextImageReward":
+        """See `load_reward`. source.config: mapping or JSON path with what the shapes do not tell
+        (`read_clip_config`)."""
+        check_mode(options.get("preprocess", "exact"))
+        checkpoint = open_published(cls.file, source)
+        settings = clip_settings(checkpoint, source.config, cls.clip_defaults)
+        tower = shared_tower(checkpoint, settings, placement)
+        text = load_text_tower(checkpoint, settings, placement)
         tokenizer = find_clip_tokenizer(
-            vocab,
-            merges,
             source.beside(checkpoint.path),
             rows=text.text.embedding.num_embeddings,
             context=len(text.text.positions),
             clean=cls.clean,
         )
-        logit_scale = float(checkpoint.tensor("logit_scale"))
-        return cls(tower, text, tokenizer, logit_scale, preprocess=preprocess, **options)
+        return cls(tower, text, tokenizer, _logit_scale(checkpoint), **options)
+
+    @classmethod
+    def locate(cls, source: Source) -> dict[PublishedFile, Path | None]:
+        return locate_clip([cls.file], source)
 
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         return self.tokenizer(prompts).truncated if prompts else []
@@ -154,7 +124,7 @@ class ClipTextImageReward(ClipImageReward):
     def text_features(self, prompts: Sequence[str]) -> Tensor:
         """prompts of any number N >= 1 -> unit vectors [N,D] without graph; each different prompt is encoded once."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
-        with ordinary_tensors():
+        with ordinary_tensors(), own_precision(device_of(self)):
             for start in range(0, len(new), PROMPTS_PER_PASS):
                 batch = new[start : start + PROMPTS_PER_PASS]
                 self._cache.update(zip(batch, self.text(self.tokenizer(batch)), strict=True))
@@ -182,16 +152,13 @@ def clip_settings(checkpoint: Checkpoint, config: object, defaults: ClipConfig) 
     return read_clip_config(raw, defaults)
 
 
-def shared_tower(
-    checkpoint: Checkpoint,
-    settings: ClipConfig,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    shared: dict[Hashable, object] | None,
-) -> ImageTower:
-    """The image tower of the file, loaded once per mix."""
-    shared = {} if shared is None else shared
-    key = ("image tower", checkpoint.path.resolve(), settings, str(device), dtype)
-    if key not in shared:
-        shared[key] = load_image_tower(checkpoint, settings, device, dtype)
-    return shared[key]
+def shared_tower(checkpoint: Checkpoint, settings: ClipConfig, placement: Placement) -> ImageTower:
+    """The image tower of the file, loaded once per placement."""
+    key = ("image tower", checkpoint.path.resolve(), settings)
+    if key not in placement.shared:
+        placement.shared[key] = load_image_tower(checkpoint, settings, placement)
+    return placement.shared[key]
+
+
+def _logit_scale(checkpoint: Checkpoint) -> float:
+    return float(check_finite(checkpoint, "logit_scale", checkpoint.tensor("logit_scale")))

@@ -1,29 +1,14 @@
 """CLIPScore: agreement of image and prompt by OpenAI's CLIP (Radford et al. 2021; Hessel et al. 2021, 2104.08718)."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from reneg_core.rewards.base import Statistics
-from reneg_core.rewards.clip import LAYOUTS, ClipConfig
+from reneg_core.rewards.clip import ClipConfig
 from reneg_core.rewards.clip_reward import ClipTextImageReward
-from reneg_core.rewards.weights import PublishedFile
+from reneg_core.rewards.published import CLIP_B32, CLIP_L14
 
-SIGNATURES = tuple(layout.signature for layout in LAYOUTS)
-CLIP_L14 = PublishedFile(
-    "model.safetensors",
-    "openai/clip-vit-large-patch14",
-    1_710_000_000,
-    aliases=("ViT-L-14.safetensors",),
-    copies="clipscore|clipvitl|vitl14",
-    signatures=SIGNATURES,
-)
-CLIP_B32 = PublishedFile(
-    "model.safetensors",
-    "openai/clip-vit-base-patch32",
-    605_000_000,
-    aliases=("ViT-B-32.safetensors",),
-    copies="clipvitb|vitb32",
-    signatures=SIGNATURES,
-)
 VARIANTS = {"cosine": "", "hessel": "-hessel", "percent": "-percent"}
 RANGE = "practical range 0.15 to 0.35 read as mean plus or minus two deviations"
 
@@ -38,6 +23,7 @@ class ClipScore(ClipTextImageReward):
     name = "clip_score"
     file = CLIP_L14
     clip_defaults = ClipConfig(act="quick_gelu")
+    options_for_loading: ClassVar[frozenset[str]] = ClipTextImageReward.options_for_loading | {"variant"}
 
     def __init__(self, *towers: object, variant: str = "cosine", **options: object) -> None:
         super().__init__(*towers, **options)

@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from reneg_core.rewards.base import Statistics
-from reneg_core.rewards.clip import LAYOUTS, ClipConfig
+from reneg_core.rewards.clip import ClipConfig
 from reneg_core.rewards.clip_reward import ClipTextImageReward
 from reneg_core.rewards.preprocess import longest_edge_pad
-from reneg_core.rewards.weights import PublishedFile
+from reneg_core.rewards.published import HPSV20, HPSV21
 
 TABLE = "mean and spread of the 22 generators in the published benchmark table (HPSv2 README), cosine"
 
@@ -33,22 +33,11 @@ class HPSv2(ClipTextImageReward):
         return self.cosine(features, prompts)
 
 
-def _published(version: str, copies: str) -> PublishedFile:
-    return PublishedFile(
-        f"HPS_v{version}_compressed.pt",
-        "xswu/HPSv2",
-        1_972_490_005,
-        aliases=(f"HPS_v{version}_compressed.safetensors",),
-        copies=copies,
-        signatures=tuple(layout.signature for layout in LAYOUTS),
-    )
-
-
 class HPSv20(HPSv2):
     """HPSv2 as first released ("v2.0")."""
 
     name = "hpsv2.0"
-    file = _published("2", "hpsv2(?!1)")
+    file = HPSV20
     statistics = Statistics(0.2667, 0.0116, TABLE)
 
 
@@ -56,7 +45,7 @@ class HPSv21(HPSv2):
     """HPSv2.1, the release that ReNeg trains on."""
 
     name = "hpsv2.1"
-    file = _published("2.1", "hpsv2(?!0|compressed)")
+    file = HPSV21
     statistics = Statistics(0.2501, 0.0462, TABLE)
 
 

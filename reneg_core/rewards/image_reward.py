@@ -10,27 +10,20 @@ from torch import Tensor
 
 from reneg_core.rewards.base import Reward, Statistics
 from reneg_core.rewards.blip import LAYOUT, BlipNetwork, TextEncoder
-from reneg_core.rewards.checkpoint import Checkpoint, load_network
+from reneg_core.rewards.checkpoint import Checkpoint, Placement, load_network
 from reneg_core.rewards.clip import heads_of
 from reneg_core.rewards.linear_head import LinearHead, load_head
-from reneg_core.rewards.precision import at_least_float32, isolated_float16_gradient
+from reneg_core.rewards.precision import isolated_float16_gradient
 from reneg_core.rewards.preprocess import check_mode, preprocessing_bytes, shortest_edge_crop
+from reneg_core.rewards.published import BERT_VOCAB, IMAGE_REWARD
 from reneg_core.rewards.tokenizers import Tokenizer
-from reneg_core.rewards.transformer import VisionTransformer
-from reneg_core.rewards.vocabulary import BERT_VOCAB, VocabPath, find_bert_tokenizer
-from reneg_core.rewards.weights import PublishedFile, Source, find_file, read_json, read_json_beside
+from reneg_core.rewards.transformer import Stack, VisionTransformer
+from reneg_core.rewards.vocabulary import find_bert_tokenizer
+from reneg_core.rewards.weights import Source, open_published, read_json, read_json_beside
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw head output, published with the model
 CONTEXT = 35  # tokens of the prompt that the published pipeline reads
 
-WEIGHTS = PublishedFile(
-    "ImageReward.pt",
-    "zai-org/ImageReward",
-    1_786_880_927,
-    aliases=("ImageReward.safetensors",),
-    copies="imagereward",
-    signatures=(LAYOUT.signature,),
-)
 MED_CONFIG = "med_config.json"
 HEADS = ("heads", "num_heads", "num_attention_heads")  # names of the number of heads in a "vision" section
 
@@ -56,10 +49,9 @@ class ImageReward(Reward):
     name = "image_reward"
     statistics = Statistics(0.0, 1.0, "published with the model: its score is standardised")
     options_for_loading: ClassVar[frozenset[str]] = frozenset(
-        {"config", "vocab", "search_dirs", "download", "preprocess", "checkpointing", "memory_budget"}
+        {"weights", "config", "vocab", "preprocess", "checkpointing", "memory_budget"}
     )
-
-    published_files = (WEIGHTS, BERT_VOCAB)
+    published_files = (IMAGE_REWARD, BERT_VOCAB)
 
     def __init__(
         self,
@@ -78,37 +70,24 @@ class ImageReward(Reward):
         network.vision.blocks.checkpointing = network.text.checkpointing = checkpointing
 
     @classmethod
-    def load(
-        cls,
-        *,
-        weights: object = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        config: object = None,
-        vocab: VocabPath | None = None,
-        search_dirs: Sequence[str] = (),
-        download: bool = False,
-        preprocess: str = "exact",
-        **options: object,
-    ) -> "ImageReward":
-        """See `load_reward`. config: mapping or JSON path, the published `med_config.json` or
-        {"med_config": ..., "vision": {"heads": ...}}; vocab: bert-base-uncased's `vocab.txt`, a directory or hub id."""
-        check_mode(preprocess)
-        source = Source.of(weights, search_dirs, download)
-        checkpoint = Checkpoint(find_file(WEIGHTS, source))
-        settings = read_blip_config(_merged(_beside(checkpoint), {} if config is None else _nested(read_json(config))))
-        network = load_blip(checkpoint, settings, device, dtype)
-        head = load_head(checkpoint, "mlp.layers.", device=device, dtype=dtype, ignored=(r"blip\..*",))
+    def load(cls, source: Source, placement: Placement, **options: object) -> "ImageReward":
+        """See `load_reward`. source.config: mapping or JSON path, the published `med_config.json` or
+        {"med_config": ..., "vision": {"heads": ...}}; source.vocab: bert-base-uncased's `vocab.txt`, a directory or
+        hub id."""
+        check_mode(options.get("preprocess", "exact"))
+        checkpoint = open_published(IMAGE_REWARD, source)
+        given = {} if source.config is None else _nested(read_json(source.config))
+        network = load_blip(checkpoint, read_blip_config(_merged(_beside(checkpoint), given)), placement)
+        head = load_head(checkpoint, "mlp.layers.", placement, ignored=(r"blip\..*",))
         rows, positions = len(network.text.embedding.weight), len(network.text.positions)
-        tokenizer = find_bert_tokenizer(vocab, source.beside(checkpoint.path), rows, min(CONTEXT, positions))
-        return cls(network, head, tokenizer, preprocess=preprocess, **options)
+        tokenizer = find_bert_tokenizer(source.beside(checkpoint.path), rows, min(CONTEXT, positions))
+        return cls(network, head, tokenizer, **options)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """images [B,3,H,W] in [0,1] -> the network's normalised pixels [B,3,S,S]."""
+        """images [B,3,H,W] in [0,1] or uint8 -> the network's normalised pixels [B,3,S,S]."""
         return shortest_edge_crop(images, self.network.vision.image_size, self.mode, "round")
 
-    def score_pixels(self, pixels: Tensor, prompts: list[str]) -> Tensor:
-        """The network alone: pixels [B,3,S,S] already preprocessed and normalised, prompts of length B -> [B]."""
+    def _score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         tokens = self.tokenizer(prompts)
         features = isolated_float16_gradient(
             lambda part: self.network(part, tokens), pixels, self.network.vision.positions.dtype
@@ -124,17 +103,12 @@ class ImageReward(Reward):
         kept = len(text.layers) if gradient and not text.checkpointing else 1
         return vision.bytes_per_image(gradient) + kept * cross + preprocessing_bytes(height, width)
 
-    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        return self.score_pixels(self.preprocess(at_least_float32(images)), prompts)
 
-
-def load_blip(
-    checkpoint: Checkpoint, config: BlipConfig, device: torch.device | str, dtype: torch.dtype
-) -> BlipNetwork:
+def load_blip(checkpoint: Checkpoint, config: BlipConfig, placement: Placement) -> BlipNetwork:
     """The network of `checkpoint`, every dimension from its tensors and the rest from `config`."""
     with torch.device("meta"):
         network = BlipNetwork(_vision(checkpoint, config), _text(checkpoint, config))
-    return load_network(network, checkpoint, LAYOUT, device=device, dtype=dtype)
+    return load_network(network, checkpoint, LAYOUT, placement)
 
 
 def read_blip_config(raw: Mapping[str, object]) -> BlipConfig:
@@ -174,15 +148,13 @@ def _is_nested(raw: Mapping[str, object]) -> bool:
 def _vision(checkpoint: Checkpoint, config: BlipConfig) -> VisionTransformer:
     width, _, patch, _ = LAYOUT.shape(checkpoint, "vision.patch.weight")
     patches = LAYOUT.shape(checkpoint, "vision.positions")[1] - 1
+    hidden = LAYOUT.shape(checkpoint, "vision.blocks.0.fc1.weight")[0]
+    heads = heads_of(width, config.vision_heads, 64, "vision")
+    depth = LAYOUT.depth(checkpoint, "vision.blocks.")
     return VisionTransformer(
+        Stack(width, hidden, depth, heads, config.vision_eps, config.vision_act),
         image_size=isqrt(patches) * patch,
         patch_size=patch,
-        width=width,
-        eps=config.vision_eps,
-        hidden=LAYOUT.shape(checkpoint, "vision.blocks.0.fc1.weight")[0],
-        act=config.vision_act,
-        depth=LAYOUT.depth(checkpoint, "vision.blocks."),
-        heads=heads_of(width, config.vision_heads, 64, "vision"),
         pre_norm=False,
         patch_bias=True,
         first_only=False,
@@ -191,14 +163,12 @@ def _vision(checkpoint: Checkpoint, config: BlipConfig) -> VisionTransformer:
 
 def _text(checkpoint: Checkpoint, config: BlipConfig) -> TextEncoder:
     rows, width = LAYOUT.shape(checkpoint, "text.embedding.weight")
+    hidden = LAYOUT.shape(checkpoint, "text.layers.0.fc1.weight")[0]
+    heads = heads_of(width, config.text_heads, 64, "text")
+    depth = LAYOUT.depth(checkpoint, "text.layers.")
     return TextEncoder(
+        Stack(width, hidden, depth, heads, config.text_eps, config.text_act),
         rows=rows,
         context=LAYOUT.shape(checkpoint, "text.positions")[0],
-        width=width,
         image_width=LAYOUT.shape(checkpoint, "vision.patch.weight")[0],
-        act=config.text_act,
-        eps=config.text_eps,
-        hidden=LAYOUT.shape(checkpoint, "text.layers.0.fc1.weight")[0],
-        depth=LAYOUT.depth(checkpoint, "text.layers."),
-        heads=heads_of(width, config.text_heads, 64, "text"),
     )

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reneg_core.rewards.checkpoint import Checkpoint, check_keys
+from reneg_core.rewards.checkpoint import Checkpoint, Placement, check_finite, check_keys
 
 LAYERS = (0, 2, 4, 6, 7)  # Linear modules of the published nn.Sequential; dropouts stand between
 
@@ -27,19 +27,16 @@ def head_keys(prefix: str) -> list[str]:
     return [f"{prefix}{layer}.{part}" for layer in LAYERS for part in ("weight", "bias")]
 
 
-def load_head(
-    checkpoint: Checkpoint,
-    prefix: str,
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    ignored: tuple[str, ...] = (),
-) -> LinearHead:
-    """Fold the head in float64; raises ValueError naming missing or unexpected keys, or layers that do not chain."""
+def load_head(checkpoint: Checkpoint, prefix: str, placement: Placement, ignored: tuple[str, ...] = ()) -> LinearHead:
+    """Fold the head in float64; raises ValueError naming missing or unexpected keys, values that are not finite, or
+    layers that do not chain."""
     check_keys(checkpoint, head_keys(prefix), ignored)
     weight, bias = None, None
     for layer in LAYERS:
-        step, shift = (checkpoint.tensor(f"{prefix}{layer}.{part}").double() for part in ("weight", "bias"))
+        step, shift = (
+            check_finite(checkpoint, key, checkpoint.tensor(key).double())
+            for key in (f"{prefix}{layer}.weight", f"{prefix}{layer}.bias")
+        )
         if weight is not None and step.shape[1] != len(weight):
             raise ValueError(
                 f"{checkpoint.path}: {prefix}{layer}.weight takes {step.shape[1]} inputs, "
@@ -48,5 +45,5 @@ def load_head(
         weight, bias = (step, shift) if weight is None else (step @ weight, step @ bias + shift)
     if len(weight) != 1:
         raise ValueError(f"{checkpoint.path}: the head ends in {len(weight)} outputs, expected 1 score")
-    dtype = torch.promote_types(dtype, torch.float32)
-    return LinearHead(weight.to(device=device, dtype=dtype), bias.to(device=device, dtype=dtype))
+    dtype = torch.promote_types(placement.dtype, torch.float32)
+    return LinearHead(*(tensor.to(device=placement.device, dtype=dtype) for tensor in (weight, bias)))

@@ -1,12 +1,14 @@
 """Weighted mixes of rewards, each part standardised so that the weights compare like with like."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from reneg_core.rewards.base import Reward, ScoreDetails, Statistics
+from reneg_core.rewards.base import Reward, Statistics
+from reneg_core.rewards.clip_reward import ClipImageReward
+from reneg_core.rewards.pixels import Pixels
 
 NORMALISE = ("zscore", "none")
 
@@ -37,44 +39,57 @@ class RewardMix(Reward):
         self.part_statistics = own if normalise == "zscore" else dict.fromkeys(parts, Statistics(0.0, 1.0, "none"))
         self.name = " + ".join(f"{name}*{weight:g}" for name, weight in self.weights.items())
         self.needs_prompt = any(part.needs_prompt for part in parts.values())
+        self.memory_budget = min(part.memory_budget for part in parts.values())
 
     def named_parts(self) -> dict[str, Reward]:
         """The parts by the name they were mixed under."""
         return dict(zip(self.weights, self.parts, strict=True))
 
-    def details(self, images: Tensor, prompts: Sequence[str] = ()) -> ScoreDetails:
-        """The weighted sum, the raw scores of the parts, and whether any part cut the prompt."""
-        images, texts = self._validated(images, prompts)
-        parts = self._raw(images, texts)
-        return ScoreDetails(self._combine(parts), parts, self.truncated(texts))
+    def preprocess(self, images: Tensor) -> dict[Hashable, Pixels]:
+        """What each part looks at, once for parts that look at the same features."""
+        return {key: part.preprocess(images) for key, part in self._looks().items()}
 
     def truncated(self, prompts: Sequence[str]) -> list[bool]:
         flags = [part.truncated(prompts) for part in self.parts]
         return [any(column) for column in zip(*flags, strict=True)]
 
-    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        return self._combine(self._raw(images, prompts))
+    def columns(self) -> list[str]:
+        return [self.name, *self.weights]
 
-    def _raw(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-        """Raw scores [B] by part; image features that parts share are computed once."""
-        features: dict[object, Tensor] = {}
+    def bytes_per_image(self, height: int, width: int, gradient: bool) -> int:
+        return sum(part.bytes_per_image(height, width, gradient) for part in self._looks().values())
+
+    def _looks(self) -> dict[Hashable, Reward]:
+        """For each different way of looking at the pictures, a part that looks so."""
+        return {_key(name, part): part for name, part in reversed(self.named_parts().items())}
+
+    def _score(self, pixels: dict[Hashable, Pixels], prompts: list[str]) -> Tensor:
+        return self._combined(self._parts(pixels, prompts))
+
+    def _parts(self, pixels: dict[Hashable, Pixels], prompts: list[str]) -> dict[str, Tensor]:
+        features: dict[Hashable, Tensor] = {}
         scores = {}
         for name, part in self.named_parts().items():
-            key = getattr(part, "feature_key", None)
-            if key is None:
-                scores[name] = part.score(images, prompts)
-                continue
-            if key not in features:
-                features[key] = part.image_features(images)
-            scores[name] = part.score_features(features[key], prompts)
+            key = _key(name, part)
+            if not isinstance(part, ClipImageReward):
+                raw = part.score_pixels(pixels[key], prompts)
+            else:
+                if key not in features:
+                    features[key] = part.features(pixels[key])
+                raw = part.score_features(features[key], prompts)
+            scores[name] = part.checked(raw, len(prompts))
         return scores
 
-    def _combine(self, parts: dict[str, Tensor]) -> Tensor:
+    def _combined(self, parts: dict[str, Tensor]) -> Tensor:
         total = 0.0
         for name, scores in parts.items():
             stats = self.part_statistics[name]
             total = total + self.weights[name] * (scores - stats.mean) / stats.std
         return total
+
+
+def _key(name: str, part: Reward) -> Hashable:
+    return part.feature_key if isinstance(part, ClipImageReward) else name
 
 
 def measure_statistics(reward: Reward, images: Tensor, prompts: Sequence[str], source: str) -> Statistics:

@@ -5,9 +5,9 @@ import math
 from torch import Tensor
 
 from reneg_core.rewards.base import Statistics
-from reneg_core.rewards.clip import LAYOUTS, ClipConfig
+from reneg_core.rewards.clip import ClipConfig
 from reneg_core.rewards.clip_reward import ClipTextImageReward
-from reneg_core.rewards.weights import PublishedFile
+from reneg_core.rewards.published import PICKSCORE
 
 
 class PickScore(ClipTextImageReward):
@@ -17,14 +17,7 @@ class PickScore(ClipTextImageReward):
     """
 
     name = "pickscore"
-    file = PublishedFile(
-        "model.safetensors",
-        "yuvalkirstain/PickScore_v1",
-        3_940_000_000,
-        aliases=("pytorch_model.bin",),
-        copies="pickscore",
-        signatures=tuple(layout.signature for layout in LAYOUTS),
-    )
+    file = PICKSCORE
     clip_defaults = ClipConfig(vision_head_width=80)
     statistics = Statistics(20.5, 1.75, "practical range 17 to 24 read as mean plus or minus two deviations")
     crop = "floor"

@@ -10,6 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from reneg_core.rewards.precision import own_precision
+
 FRACTION_BITS = 22
 BYTE = 1 << 8
 BLOCK = 32  # output pixels computed together; they read a narrow band of the source
@@ -18,10 +20,11 @@ SUPPORT = 2.0  # of the cubic kernel, in source pixels of an enlargement
 
 def pil_bicubic(images: Tensor, size: tuple[int, int]) -> Tensor:
     """images [B,3,H,W] whole numbers 0..255 in any dtype -> [B,3,*size] int32 in 0..255."""
-    if images.shape[-1] != size[1]:
-        images = _pass(images, size[1])
-    if images.shape[-2] != size[0]:
-        images = _pass(images.transpose(-1, -2), size[0]).transpose(-1, -2)
+    with own_precision(images.device):
+        if images.shape[-1] != size[1]:
+            images = _pass(images, size[1])
+        if images.shape[-2] != size[0]:
+            images = _pass(images.transpose(-1, -2), size[0]).transpose(-1, -2)
     return images.to(torch.int32)
 
 

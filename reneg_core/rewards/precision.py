@@ -1,11 +1,14 @@
-"""Half-precision networks: what stays in float32, and gradients that do not underflow."""
+"""Networks in their own precision: apart from a caller's autocast, in float16 with gradients that do not underflow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-GRADIENT_SCALE = 256.0
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What the networks of a reward may compute in, by the names that users give."""
+GRADIENT_SCALE = 256.0  # a power of two: scaling back is exact
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -13,30 +16,41 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def isolated_float16_gradient(network: Callable[[Tensor], Tensor], pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """network(pixels); for a float16 network its backward runs on gradients of a safe size.
+@contextmanager
+def own_precision(device: torch.device) -> Iterator[None]:
+    """Operations on `device` compute in the dtypes of their tensors, whatever autocast the caller is in."""
+    if not torch.amp.is_autocast_available(device.type):
+        yield
+        return
+    with torch.autocast(device.type, enabled=False):
+        yield
 
-    pixels [B,3,S,S] float32 or wider -> [B] or [B,D]. Each image's incoming gradient is brought to maximum
-    GRADIENT_SCALE before it enters the network and scaled back, in float32, when it leaves: a loss weight of 1e-8
-    then costs no precision. Images must not influence each other, which holds for every network here.
+
+def isolated_float16_gradient(network: Callable[[Tensor], Tensor], pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """network(pixels), at least float32; for a float16 network its backward runs on gradients of a safe size.
+
+    pixels [B,3,S,S] float32 or wider -> [B,W]. Each image's incoming gradient is brought to maximum GRADIENT_SCALE
+    before it enters the network and scaled back, in float32, when it leaves: a loss weight of 1e-8 then costs no
+    precision. Images must not influence each other, which holds for every network here.
     """
     if dtype != torch.float16 or not (pixels.requires_grad and torch.is_grad_enabled()):
-        return network(pixels)
-    return _Rescaled.apply(pixels, network)
+        return at_least_float32(network(pixels))
+    size = torch.ones(len(pixels), device=pixels.device)
+
+    def shrink(gradient: Tensor) -> Tensor:
+        largest = gradient.flatten(1).abs().amax(1)
+        size.copy_(torch.where(largest > 0, largest, torch.ones_like(largest)) / GRADIENT_SCALE)
+        return gradient / _per_image(size, gradient)
+
+    def restore(gradient: Tensor) -> Tensor:
+        return gradient * _per_image(size, gradient)
+
+    inside = pixels.view_as(pixels)
+    inside.register_hook(restore)
+    features = at_least_float32(network(inside))
+    features.register_hook(shrink)
+    return features
 
 
-class _Rescaled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, pixels: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
-        with torch.enable_grad():
-            ctx.pixels = pixels.detach().requires_grad_()
-            ctx.outputs = network(ctx.pixels)
-        return at_least_float32(ctx.outputs.detach())
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
-        size = gradient.flatten(1).abs().amax(1) if gradient.ndim > 1 else gradient.abs()
-        size = torch.where(size > 0, size, torch.ones_like(size)) / GRADIENT_SCALE
-        scaled = (gradient / size.view(-1, *[1] * (gradient.ndim - 1))).to(ctx.outputs.dtype)
-        (inner,) = torch.autograd.grad(ctx.outputs, ctx.pixels, scaled)
-        return inner * size.view(-1, 1, 1, 1).to(inner.dtype), None
+def _per_image(size: Tensor, like: Tensor) -> Tensor:
+    return size.to(like.dtype).view(-1, *[1] * (like.ndim - 1))

@@ -14,8 +14,11 @@ from types import ModuleType
 import torch
 
 from reneg_core.rewards.base import Reward, Statistics, ordinary_tensors
+from reneg_core.rewards.checkpoint import Placement
 from reneg_core.rewards.mix import RewardMix
+from reneg_core.rewards.weights import FILE_OPTIONS, Source
 
+PLACES = frozenset({"search_dirs", "download"})  # options that say where to look, which every reward may be given
 ENTRY_POINT_GROUP = "reneg.rewards"
 PACKAGE = "reneg_core.rewards"
 
@@ -85,14 +88,23 @@ def load_reward(
     spec: a registered name (`available_rewards`), a weighted mix such as "hpsv2.1*1.0 + image_reward*0.5", or the
         path of a python file that defines one `Reward` subclass ("path.py" or "path.py:ClassName").
     weights: a file or a directory in the published layout; for a mix also a mapping from name to one.
-    normalise, statistics: for a mix, see `RewardMix`. options: passed on to every part that takes them.
-    Raises ValueError for an unknown name or a bad mix, FileNotFoundError for missing files.
+    normalise, statistics: for a mix, see `RewardMix`.
+    options: `search_dirs` and `download`, which say where files come from; `config`, `vocab`, `merges`,
+        `preprocess`, `checkpointing`, `memory_budget` and what else a reward takes. A mix passes each to the parts
+        that take it.
+    Raises ValueError for an unknown name or option, a bad mix, or the weights of something else; FileNotFoundError
+    for missing files.
     """
+    placement = Placement(device, dtype)
     with ordinary_tensors():
         if not _is_mix(spec):
-            return _load_one(spec, weights, device, dtype, options)
-        factors, shared = parse_mix(spec), {}
-        parts = {name: _load_one(name, _weights_of(weights, name), device, dtype, options, shared) for name in factors}
+            return _load_one(spec, {"weights": _weights_of(weights, spec), **options}, placement)
+        factors = parse_mix(spec)
+        taken = {name: options_of(reward_class_of(name)) for name in factors}
+        parts = {}
+        for name in factors:
+            own = {key: value for key, value in options.items() if key in taken[name] | PLACES}
+            parts[name] = _load_one(name, {"weights": _weights_of(weights, name), **own}, placement)
         return RewardMix(parts, factors, normalise=normalise, statistics=statistics).eval()
 
 
@@ -135,21 +147,22 @@ def _weights_of(weights: object, name: str) -> object:
     return weights.get(name) if isinstance(weights, Mapping) else weights
 
 
-def _load_one(
-    name: str,
-    weights: object,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    options: dict[str, object],
-    shared: dict | None = None,
-) -> Reward:
+def options_of(cls: type[Reward]) -> frozenset[str]:
+    """The options that loading the reward takes besides `search_dirs` and `download`."""
+    own = inspect.signature(cls.__init__).parameters if cls.load.__func__ is Reward.load.__func__ else ()
+    return cls.options_for_loading | {name for name in own if name != "self"}
+
+
+def _load_one(name: str, options: Mapping[str, object], placement: Placement) -> Reward:
     cls, fixed = _resolve(name)
-    given = dict(options)
-    if shared is not None:  # a mix hands every part all options: each takes the ones it knows
-        given = {key: value for key, value in given.items() if key in cls.options_for_loading}
-        if "shared" in cls.options_for_loading:
-            given["shared"] = shared
-    reward = cls.load(weights=_weights_of(weights, name), device=device, dtype=dtype, **fixed, **given)
+    given = {key: value for key, value in options.items() if value is not None}
+    known = options_of(cls)
+    unknown = sorted(set(given) - known - PLACES)
+    if unknown:
+        raise ValueError(f"reward {name!r} takes no {unknown[0]}; it takes {', '.join(sorted(known)) or 'no options'}")
+    source = Source.of(**{key: value for key, value in given.items() if key in FILE_OPTIONS})
+    own = {key: value for key, value in given.items() if key not in FILE_OPTIONS}
+    reward = cls.load(source, placement, **fixed, **own)
     reward.name = reward.name or name
     return reward.eval().requires_grad_(False)
 
@@ -177,12 +190,24 @@ def _import_file(path: str | PathLike) -> ModuleType:
         raise FileNotFoundError(f"reward file {path} does not exist; expected a python file with a Reward subclass")
     spec = spec_from_file_location(f"reneg_user_reward_{path.stem}", path)
     module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"reward file {path} cannot be imported ({type(error).__name__}: {error})") from error
     return module
 
 
 def reward_class(module: ModuleType, class_name: str = "") -> type[Reward]:
-    """The reward class that `module` itself defines, by name if it defines several."""
+    """The reward class that `module` itself defines, by name if it defines several; ValueError if it cannot score."""
+    cls = _chosen(module, class_name)
+    if cls._score is Reward._score and cls.score is Reward.score:
+        raise ValueError(
+            f"{module.__file__}: {cls.__name__} has no _score(images, prompts); expected one that returns a tensor [B]"
+        )
+    return cls
+
+
+def _chosen(module: ModuleType, class_name: str) -> type[Reward]:
     found = {cls.__name__: cls for cls in _defined_rewards(module)}
     if class_name in found:
         return found[class_name]

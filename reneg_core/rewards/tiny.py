@@ -2,6 +2,7 @@
 
 from os import PathLike
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,7 @@ class TinyReward(Reward):
     """
 
     name = "tiny"
+    options_for_loading: ClassVar[frozenset[str]] = frozenset({"weights"})
 
     def __init__(self, weights: str | PathLike | None = None) -> None:
         super().__init__()

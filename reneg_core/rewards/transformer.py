@@ -7,6 +7,7 @@ and does not follow API changes of a modelling library that the user may upgrade
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+SAVED_BY_ACTIVATION = {"gelu": 1, "quick_gelu": 2}  # tensors of its input's size, for backward
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
@@ -38,13 +40,27 @@ def attend(
     return mixed.transpose(1, 2).flatten(2)
 
 
+@dataclass(frozen=True)
+class Stack:
+    """What a stack of transformer blocks is built from: token width, width inside the MLP, number of blocks, attention
+    heads, LayerNorm epsilon, activation by name."""
+
+    width: int
+    hidden: int
+    depth: int
+    heads: int
+    eps: float
+    act: str
+
+
 class Block(nn.Module):
     """x + attention(norm1(x)), then x + mlp(norm2(x)); `qkv` is fused in that order."""
 
-    def __init__(self, width: int, hidden: int, heads: int, eps: float, act: str) -> None:
+    def __init__(self, stack: Stack) -> None:
         super().__init__()
-        self.heads, self.act = heads, activation(act)
-        self.norm1, self.norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
+        width, hidden = stack.width, stack.hidden
+        self.heads, self.act = stack.heads, activation(stack.act)
+        self.norm1, self.norm2 = nn.LayerNorm(width, stack.eps), nn.LayerNorm(width, stack.eps)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
@@ -92,28 +108,17 @@ class VisionTransformer(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        image_size: int,
-        patch_size: int,
-        width: int,
-        hidden: int,
-        depth: int,
-        heads: int,
-        eps: float,
-        act: str,
-        pre_norm: bool,
-        patch_bias: bool,
-        first_only: bool,
+        self, stack: Stack, *, image_size: int, patch_size: int, pre_norm: bool, patch_bias: bool, first_only: bool
     ) -> None:
         super().__init__()
-        self.image_size, self.first_only = image_size, first_only
+        width = stack.width
+        self.stack, self.image_size, self.first_only = stack, image_size, first_only
         self.patch = nn.Conv2d(3, width, patch_size, patch_size, bias=patch_bias)
         self.class_token = nn.Parameter(torch.zeros(width))
         self.positions = nn.Parameter(torch.zeros((image_size // patch_size) ** 2 + 1, width))
-        self.pre_norm = nn.LayerNorm(width, eps) if pre_norm else nn.Identity()
-        self.blocks = Blocks(Block(width, hidden, heads, eps, act) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps)
+        self.pre_norm = nn.LayerNorm(width, stack.eps) if pre_norm else nn.Identity()
+        self.blocks = Blocks(Block(stack) for _ in range(stack.depth))
+        self.norm = nn.LayerNorm(width, stack.eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels [B,3,S,S], normalised -> tokens after the final norm [B,T,W], T = 1 if `first_only`."""
@@ -122,7 +127,13 @@ class VisionTransformer(nn.Module):
         return self.norm(self.blocks.run(self.pre_norm(tokens), first_only=self.first_only))
 
     def bytes_per_image(self, gradient: bool) -> int:
-        """Working memory of one image: the activations alive at once, or kept for backward."""
-        tokens, width = self.positions.shape
-        kept = len(self.blocks) * (1 if self.blocks.checkpointing else 16) if gradient else 0
-        return tokens * width * self.positions.element_size() * (kept + 16)
+        """Working memory of one image: the activations alive at once, and with gradient those kept for backward.
+
+        With frozen weights a block keeps the inputs of its norms (2 widths), query, key and value (3), what attention
+        gives (1) and one more for the residual, and what its activation saves of the MLP's hidden layer.
+        """
+        stack = self.stack
+        block = 7 * stack.width + SAVED_BY_ACTIVATION[stack.act] * stack.hidden
+        kept = stack.depth * (stack.width if self.blocks.checkpointing else block) if gradient else 0
+        working = 8 * stack.width + 2 * stack.hidden
+        return len(self.positions) * self.positions.element_size() * (kept + working)

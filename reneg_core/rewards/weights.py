@@ -1,75 +1,76 @@
 """Finding a reward's files: an explicit path, search directories, the hub cache, or a download that was asked for."""
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from reneg_core.rewards.checkpoint import SUFFIXES, Checkpoint
+from reneg_core.rewards.published import SHARED_NAMES, WEIGHTS, PublishedFile, size_text
+from reneg_core.rewards.recognition import misfit, open_as, sha256
 
 SEARCH_VARIABLE = "RENEG_REWARD_MODELS"
 DIGESTS = "sha256.json"
-NAMED = "hpsv2|imagereward|pickscore|clipscore|saclogosava1|aesthetic"  # files that name the reward they belong to
+DOWNLOADABLE = "allow the download (download=True, --download)"
+Given = str | os.PathLike | None
 
 
-@dataclass(frozen=True)
-class PublishedFile:
-    """A file of a reward: where it is published, under which names it is found, how a renamed copy is recognised.
+class MissingFile(FileNotFoundError):
+    """A published file that was not found; `plain` is the message without the advice to download."""
 
-    repository: hub id; url: direct link of a file outside the hub, with `page` to read about it. size: bytes, for
-    information. aliases: further exact names. copies: regex for the beginning of a renamed copy's letters and digits
-    in lower case. signatures: keys of which one is in the file.
-    """
-
-    name: str
-    repository: str = ""
-    size: int = 0
-    aliases: tuple[str, ...] = ()
-    copies: str = ""
-    signatures: tuple[str, ...] = ()
-    url: str = ""
-    homepage: str = ""
-
-    @property
-    def page(self) -> str:
-        return self.homepage or f"https://huggingface.co/{self.repository}"
-
-    @property
-    def folder(self) -> str:
-        """Subfolder of a search directory where a download is put: the repository's own name."""
-        return self.page.rsplit("/", 1)[-1]
+    def __init__(self, plain: str) -> None:
+        super().__init__(f"{plain}, or {DOWNLOADABLE}")
+        self.plain = plain
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where to look: `weights` as the caller gave it (file, directory or None), search directories, permission to
-    download."""
+    """Where a reward's files are.
+
+    weights: file, directory or None; search_dirs: where to look without it; download: permission to fetch; config,
+    vocab, merges, clip_weights: companions that the caller named, None to look for them.
+    """
 
     weights: Path | None = None
     search_dirs: tuple[Path, ...] = ()
     download: bool = False
+    config: Mapping[str, object] | Given = None
+    vocab: Given = None
+    merges: Given = None
+    clip_weights: Given = None
 
     @classmethod
-    def of(cls, weights: object, search_dirs: Sequence[str | os.PathLike] = (), download: bool = False) -> "Source":
+    def of(cls, weights: object = None, search_dirs: Sequence[str | os.PathLike] = (), **options: object) -> "Source":
         """From a caller's arguments; adds the directories of the environment variable RENEG_REWARD_MODELS."""
         if weights is not None and not isinstance(weights, (str, os.PathLike)):
             raise TypeError(f"weights: got {type(weights).__name__}, expected the path of a file or a directory")
         named = os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep)
         dirs = tuple(Path(entry).expanduser() for entry in (*search_dirs, *named) if str(entry))
-        return cls(None if weights is None else Path(weights).expanduser(), dirs, download)
+        return cls(None if weights is None else Path(weights).expanduser(), dirs, **options)
 
     def beside(self, path: Path) -> "Source":
         """Where to look for a companion of the weight file `path`: next to it first."""
-        return Source(None, (path.parent, *self.directories(), *self.search_dirs), self.download)
+        return replace(self, weights=None, search_dirs=(path.parent, *self.directories(), *self.search_dirs))
+
+    def at(self, weights: Given) -> "Source":
+        """The same with other weights."""
+        return replace(self, weights=None if weights is None else Path(weights).expanduser())
 
     def directories(self) -> tuple[Path, ...]:
         """Directories in the order they are searched."""
         if self.weights is not None:
             return (self.weights if self.weights.is_dir() else self.weights.parent,)
         return self.search_dirs
+
+
+FILE_OPTIONS = frozenset(field.name for field in fields(Source))
+
+
+def open_published(file: PublishedFile, source: Source) -> Checkpoint:
+    """The weights that `find_file` finds; ValueError if they are those of something else."""
+    return open_as(file, find_file(file, source))
 
 
 def find_file(file: PublishedFile, source: Source) -> Path:
@@ -86,17 +87,23 @@ def find_file(file: PublishedFile, source: Source) -> Path:
         return found
     if source.download:
         return download(file, source)
-    raise FileNotFoundError(_missing(file, source))
+    raise _missing(file, source)
 
 
 def find_beside(file: PublishedFile, source: Source) -> Path | None:
     """The path of `file` in the source's directories or in the hub's cache, None if it is in neither."""
-    for directory in source.directories():
-        for folder in (directory / file.folder, directory):
-            found = _in_folder(file, folder)
-            if found is not None:
-                return found
-    return _in_hub_cache(file) if source.weights is None else None
+    found = next((path for path, problem in _candidates(file, source) if not problem), None)
+    if found is None and source.weights is None:
+        return _in_hub_cache(file)
+    return found
+
+
+def locate(files: Sequence[PublishedFile], source: Source) -> dict[PublishedFile, Path | None]:
+    """Where loading finds each of `files`: the first in `source`, the others beside it, too."""
+    first, *companions = files
+    path = find_beside(first, source)
+    beside = source if path is None else source.beside(path)
+    return {first: path, **{file: find_beside(file, beside) for file in companions}}
 
 
 def read_json_beside(
@@ -117,7 +124,7 @@ def _object(path: Path) -> dict[str, object]:
     """The JSON object in a file that may hold anything."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError, OSError):
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -128,7 +135,7 @@ def read_json(source: Mapping[str, object] | str | os.PathLike) -> dict[str, obj
         return dict(source)
     try:
         data = json.loads(Path(source).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not valid JSON ({error})") from error
     if not isinstance(data, dict):
         raise ValueError(f"{source}: expected a JSON object, got {type(data).__name__}")
@@ -155,7 +162,7 @@ def _download_url(file: PublishedFile, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file.name
     torch.hub.download_url_to_file(file.url, str(path), progress=True)
-    verify(path)
+    verify(path, file.sha256)
     return path
 
 
@@ -174,43 +181,50 @@ def verify(path: Path, published: str = "") -> str:
     return digest
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 24):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 def _recorded(path: Path) -> dict[str, str]:
     record = path.with_name(DIGESTS)
     return read_json(record) if record.is_file() else {}
 
 
-def _in_folder(file: PublishedFile, folder: Path) -> Path | None:
-    for name in (file.name, *file.aliases):
-        if (folder / name).is_file():
-            return folder / name
-    if not file.signatures or not folder.is_dir():
-        return None
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES and _has_signature(path, file)]
-    copies = [path for path in files if re.match(file.copies, _plain(path))]
-    meant = copies or [path for path in files if not re.match(NAMED, _plain(path))]
-    if len(meant) > 1:
+def _candidates(file: PublishedFile, source: Source) -> Iterator[tuple[Path, str]]:
+    """Files that could be `file`, best first, each with why it is not, "" if it is.
+
+    A name that says which file it is counts whatever the content, so that a broken one is reported when it is loaded.
+    What other rewards' files are called too, and copies under other names, are looked into.
+    """
+    for directory in source.directories():
+        for folder in (directory / file.folder, directory):
+            explicit = folder != directory or source.weights is not None
+            for name in (file.name, *file.aliases):
+                path = folder / name
+                if path.is_file():
+                    told = explicit or name not in SHARED_NAMES or not file.marks
+                    yield path, "" if told else misfit(file, path)
+            yield from _copies(file, folder, anything=source.weights is not None)
+
+
+def _copies(file: PublishedFile, folder: Path, anything: bool) -> Iterator[tuple[Path, str]]:
+    """Renamed copies of `file` in `folder`; `anything`: also weights of which no name says what they are."""
+    names = {file.name, *file.aliases}
+    if not file.marks or not folder.is_dir():
+        return
+    entries = [path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES and path.name not in names]
+    copies = [path for path in entries if re.match(file.copies, _plain(path))]
+    if anything:
+        copies += [path for path in entries if not any(re.match(other.copies, _plain(path)) for other in WEIGHTS)]
+    looked_at = [(path, misfit(file, path)) for path in copies]
+    meant = [path for path, problem in looked_at if not problem]
+    called = [path for path in meant if re.match(file.copies, _plain(path))] or meant
+    if len(called) > 1:
         raise ValueError(
             f"{folder} holds several files that could be {file.name}: "
-            f"{', '.join(path.name for path in meant)}; give the path of the one you mean as weights"
+            f"{', '.join(path.name for path in called)}; give the path of the one you mean as weights"
         )
-    return meant[0] if meant else None
+    yield from [(path, problem) for path, problem in looked_at if problem or path in called]
 
 
 def _plain(path: Path) -> str:
     return "".join(letter for letter in path.stem.lower() if letter.isalnum())
-
-
-def _has_signature(path: Path, file: PublishedFile) -> bool:
-    return path.suffix != ".safetensors" or not set(file.signatures).isdisjoint(Checkpoint(path).keys())
 
 
 def _in_hub_cache(file: PublishedFile) -> Path | None:
@@ -220,16 +234,17 @@ def _in_hub_cache(file: PublishedFile) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _missing(file: PublishedFile, source: Source) -> str:
-    places = [str(directory) for directory in source.directories()]
-    size = f" (about {file.size / 1e9:.3g} GB)" if file.size else ""
+def _missing(file: PublishedFile, source: Source) -> MissingFile:
+    places = list(dict.fromkeys(source.directories()))
+    looked = f"; looked in {', '.join(map(str, places))}" if places else ""
+    passed = [f"{path} {problem}" for path, problem in _candidates(file, source)]
+    over = f"; passed over {'; '.join(passed)}" if passed else ""
+    target = file.name if source.weights is not None else file.place
     where = (
-        f"put it into {places[0]}"
+        f"put it at {places[0] / target}"
         if places
-        else (f"give its directory as weights, or name one in the environment variable {SEARCH_VARIABLE}")
+        else f"give its directory as weights, or name one in the environment variable {SEARCH_VARIABLE}"
     )
-    looked = f"; looked in {', '.join(places)}" if places else ""
-    return (
-        f"{file.name} not found{looked}. It is published at {file.page}{size}: {where}, "
-        "or allow the download (download=True, --download)"
+    return MissingFile(
+        f"{file.name} not found{looked}{over}. It is published at {file.page}{size_text(file.size)}: {where}"
     )

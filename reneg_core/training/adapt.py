@@ -19,6 +19,7 @@ from .config import AdaptConfig
 from .loss_scale import loss_scale_for
 from .memory import micro_batches
 from .objective import Batch, Reach, reward_gradient
+from .trainer import Stopped
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def adapt(
     """Adapt ``start`` to every pair ``(prompts[i], seeds[i])``, ``config.micro_batch`` pairs at a time.
 
     progress: called with the number of pairs finished by each batch; should_stop: polled once a step; when it says so,
-    the pairs keep the best they have. Errors: ValueError for empty or unequal lists or an embedding of another family.
+    the pairs keep the best they have. A model may raise ``Stopped`` from a pass to the same end.
+    Errors: ValueError for empty or unequal lists or an embedding of another family.
     """
     config = config or AdaptConfig()
     if not prompts or len(prompts) != len(seeds):
@@ -158,21 +160,20 @@ def _adapt_batch(
         current = torch.stack([tokens[row].detach() for row in alive])
         rest = (_repeat(part, len(alive)) for part in (start.mask, start.pooled))
         negative, batch = Conditioning(current, *rest).to(model.device), pairs.batch(alive)
-        if step < config.steps:
-            points = schedule.gradient_points(config.window_of(config.sampling), config.points, "adapt", step)
-            reach = Reach(points, config.through, True, scale.value, config.checkpointing)
-            found = reward_gradient(model, reward, batch, negative, config.sampling, reach)
-            images, scores = found.images.cpu(), found.final_rewards.cpu()
-        else:
-            images, scores = _finished(model, reward, batch, negative, config)
+        try:
+            images, scores, gradients = _visit(model, reward, batch, negative, config, step, scale.value)
+        except Stopped:
+            if best is not None:
+                break
+            images, scores, gradients = *_finished(model, reward, batch, negative, config), None
         if best is None:
             starts = scores.clone()
             best = _Best(current.clone(), scores.clone(), torch.zeros(count, dtype=torch.int64), images.clone())
         best.update(alive, step, current, scores, images)
         keep = step - best.steps[alive] < config.patience
-        if not keep.any() or step == config.steps or should_stop():
+        if gradients is None or not keep.any() or should_stop():
             break
-        alive, gradients = alive[keep], found.tokens.cpu()[keep]
+        alive, gradients = alive[keep], gradients[keep]
         sound = gradients.flatten(1).isfinite().all(1)
         scale.update(bool(sound.all()))
         optimizer.zero_grad(set_to_none=True)
@@ -180,6 +181,24 @@ def _adapt_batch(
             tokens[row].grad = gradient
         optimizer.step()
     return AdaptResult(Conditioning(best.tokens), starts, best.rewards, best.steps, best.images, config.sampling)
+
+
+def _visit(
+    model: DiffusionModel,
+    reward: Reward,
+    batch: Batch,
+    negative: Conditioning,
+    config: AdaptConfig,
+    step: int,
+    loss_scale: float,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The finished pictures, their rewards and the gradient there, on the CPU; after the last step none is needed."""
+    if step == config.steps:
+        return *_finished(model, reward, batch, negative, config), None
+    points = schedule.gradient_points(config.window_of(config.sampling), config.points, "adapt", step)
+    reach = Reach(points, config.through, True, loss_scale, config.checkpointing)
+    found = reward_gradient(model, reward, batch, negative, config.sampling, reach)
+    return found.images.cpu(), found.final_rewards.cpu(), found.tokens.cpu()
 
 
 @torch.no_grad()

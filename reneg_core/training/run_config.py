@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..rewards.precision import PRECISIONS
 from .config import ConfigError, TrainConfig
 from .names import merge, normalised
 
@@ -17,9 +18,10 @@ class RunConfig(TrainConfig):
 
     model: tiny, a pipeline folder, a .safetensors file or a hub id; model_config: for a single file, the pipeline
     folder with its configuration; device, dtype: see ``reneg_core.backends``; reward, watch: names or mixes, see
-    ``reneg rewards``; reward_weights, watch_weights: their files; prompts, validation_prompts: text files with one
-    prompt per line ("" = the tiny world's own); without validation prompts every tenth prompt is kept for that;
-    output: folder of the run; tensorboard: write event files there too.
+    ``reneg rewards``; reward_weights, watch_weights: their files; reward_dtype: precision of their networks, fp32, bf16
+    or fp16; prompts, validation_prompts: text files with one prompt per line ("" = the tiny world's own); without
+    validation prompts every tenth prompt is kept for that; output: folder of the run; tensorboard: write event files
+    there too.
     """
 
     model: str = "tiny"
@@ -28,12 +30,19 @@ class RunConfig(TrainConfig):
     dtype: str = "auto"
     reward: str = "tiny"
     reward_weights: str = ""
+    reward_dtype: str = "fp32"
     watch: str = ""
     watch_weights: str = ""
     prompts: str = ""
     validation_prompts: str = ""
     output: str = "runs/negative"
     tensorboard: bool = False
+
+    def faults(self) -> list[str]:
+        found = super().faults()
+        if self.reward_dtype not in PRECISIONS:
+            found.append(f"reward_dtype: got {self.reward_dtype!r}, expected one of {', '.join(PRECISIONS)}.")
+        return found
 
     def train_config(self) -> TrainConfig:
         """The trainer's own part."""

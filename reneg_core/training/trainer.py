@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -118,13 +118,14 @@ class Trainer:
             self.files.rewind(self.progress.step)
 
     def _start(self) -> Conditioning:
-        """The conditioning that training starts from, one row."""
+        """The conditioning that training starts from, one row; a prompt's padding is attended to, so that it learns."""
         init = self.config.init
         if init.endswith((".safetensors", ".bin", ".pt", ".pth")):
             start = load_embedding(init)
             start.require(self.model.family, self.model.width, self.model.max_tokens)
             return start.conditioning()
-        return self.model.encode([init])
+        start = self.model.encode([init])
+        return start if start.mask is None else replace(start, mask=torch.ones_like(start.mask))
 
     def _loop(self) -> str:
         progress, config = self.progress, self.config

@@ -1,7 +1,8 @@
-"""Makes workflows/*.json and their thumbnails from workflows/api with ComfyUI's own page:
-``python tests/browser/convert.py URL_OF_A_RUNNING_COMFYUI``.
+"""Makes workflows/*.json from workflows/api with ComfyUI's own page:
+``python tests/browser/convert.py URL_OF_A_RUNNING_COMFYUI [NAME ...]``.
 
-The page converts and lays out; a note and the positions of nodes are added here.
+The page converts and lays out; a note and the positions of nodes are added here. A template gets a picture of its graph
+as thumbnail; ``thumbnails.py`` then gives most of them a better one.
 """
 
 import json
@@ -17,6 +18,10 @@ WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 PUBLISHED = "The embeddings are at huggingface.co/XiaominDLUT/ReNeg; put them into models/reneg."
 REWARD = "The reward's weights belong into models/reward_models; nothing is downloaded by itself."
 NOTES = {
+    "0_learn_a_negative_in_two_minutes": "## Learn a negative in two minutes\n\nPress Run. Nothing is needed: the "
+    "model and its reward come with this pack. The training node shows pictures of the start over pictures of now and "
+    "the reward's curve; then the empty prompt, the words one would write and what was learned stand side by side, on "
+    "prompts that no training saw.",
     "1_use_embedding_sd15": f"## A learned negative with SD 1.5\n\nNo negative prompt is needed. {PUBLISHED}",
     "2_handcrafted_against_reneg": "## Side by side\n\nThe same seed with a handcrafted negative and with ReNeg, both "
     f"with the stock KSampler. {PUBLISHED}",
@@ -46,12 +51,17 @@ def levels(graph: dict[str, Any]) -> dict[str, int]:
     return {node_id: level(node_id) for node_id in graph}
 
 
-ROOM = {"ReNegTrainEmbedding": (420, 460), "ReNegRewardScore": (340, 110), "ReNegCompareNegatives": (340, 110)}
+ROOM = {"ReNegTrainEmbedding": (420, 560), "ReNegRewardScore": (340, 110), "ReNegCompareNegatives": (340, 110)}
+
+
+PICTURES = {"Side by side": (560, 1000), "Scores": (560, 300)}
 
 
 def roomy(node: dict[str, Any]) -> list[float]:
     """The size of a node with room for what it shows while and after it works."""
     width, height = node["size"]
+    if node.get("title") in PICTURES:
+        return list(PICTURES[node["title"]])
     if node["type"] in ("SaveImage", "PreviewImage"):
         return [340, 380]
     if node["type"] in ROOM:
@@ -106,12 +116,18 @@ def tidy(value: Any) -> Any:
     return value
 
 
-def convert(page: ComfyPage, name: str) -> None:
-    graph = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+def arranged(page: ComfyPage, graph: dict[str, Any], name: str) -> dict[str, Any]:
+    """A graph in API format as the page's workflow, in columns."""
     page.page.evaluate("([graph, name]) => app.loadApiJson(graph, name)", [graph, name])
     page.page.wait_for_timeout(1200)
     workflow = json.loads(page.page.evaluate("JSON.stringify(app.graph.serialize())"))
     lay_out(workflow, graph)
+    return workflow
+
+
+def convert(page: ComfyPage, name: str) -> None:
+    graph = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    workflow = arranged(page, graph, name)
     note(workflow, NOTES[name])
     workflow["extra"] = {}
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
@@ -136,6 +152,6 @@ def thumbnail(picture: Path) -> None:
 
 if __name__ == "__main__":
     with open_page(sys.argv[1], 2200, 1300) as opened:
-        for path in sorted((WORKFLOWS / "api").glob("*.json")):
-            convert(opened, path.stem)
-            print(path.stem, flush=True)
+        for name in sys.argv[2:] or sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json")):
+            convert(opened, name)
+            print(name, flush=True)

@@ -14,6 +14,8 @@ SETTINGS = {
     "Comfy.Minimap.Visible": False,
     "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.1,
 }
+NODES_2 = "Comfy.VueNodes.Enabled"
+FIRST_WITH_NODES_2 = (1, 33)
 
 
 def chromium() -> str | None:
@@ -25,8 +27,8 @@ def chromium() -> str | None:
 class ComfyPage:
     """A page with the errors it reported."""
 
-    def __init__(self, page: Any, url: str) -> None:
-        self.page, self.url, self.errors = page, url, []
+    def __init__(self, page: Any, url: str, drawing: str = "classic") -> None:
+        self.page, self.url, self.drawing, self.errors = page, url, drawing, []
         page.on("pageerror", lambda error: self.errors.append(f"{error.message}\n{error.stack}"))
         page.on("console", self._console)
         page.on("response", self._response)
@@ -40,12 +42,32 @@ class ComfyPage:
         self.page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [workflow, name])
         self.page.wait_for_timeout(800)
 
+    def version(self) -> tuple[int, ...]:
+        """The page's version: major and minor."""
+        return tuple(map(int, self.page.evaluate("window.__COMFYUI_FRONTEND_VERSION__").split(".")[:2]))
+
     def missing(self) -> list[str]:
-        """Types of nodes the page does not know, and nodes that it marks as faulty."""
+        """Types of nodes the page does not know. (``has_errors`` says too little: newer pages also set it where a model
+        file is missing.)"""
         return self.page.evaluate(
-            "app.graph._nodes.filter(n => !(n.type in LiteGraph.registered_node_types) || n.has_errors)"
-            ".map(n => n.type)"
+            "app.graph._nodes.filter(n => !(n.type in LiteGraph.registered_node_types)).map(n => n.type)"
         )
+
+    def shown(self, kind: str) -> int:
+        """How many pictures the nodes of a kind show, on the canvas or in Nodes 2.0's elements."""
+        return self.page.evaluate(
+            "kind => app.graph._nodes.filter(n => n.type == kind).map(n => Math.max(n.imgs?.length ?? 0,"
+            ' document.querySelectorAll(`[data-node-id="${n.id}"] img`).length)).reduce((a, b) => a + b, 0)',
+            kind,
+        )
+
+    def wait_shown(self, kind: str, least: int = 1) -> None:
+        """Wait until the nodes of a kind show so many pictures."""
+        for _ in range(300):
+            if self.shown(kind) >= least:
+                return
+            self.page.wait_for_timeout(100)
+        raise TimeoutError(f"{kind} shows {self.shown(kind)} pictures, expected at least {least}")
 
     def alerts(self) -> list[str]:
         """Warnings that the page shows about the workflow; they are closed."""
@@ -73,17 +95,18 @@ class ComfyPage:
 
 
 @contextmanager
-def open_page(url: str, width: int = 1600, height: int = 1000) -> Iterator[ComfyPage]:
-    """ComfyUI's page at ``url``, without the first-start dialog."""
+def open_page(url: str, width: int = 1600, height: int = 1000, *, nodes_2: bool = False) -> Iterator[ComfyPage]:
+    """ComfyUI's page at ``url``, without the first-start dialog; its nodes drawn on the canvas or as Nodes 2.0."""
     from playwright.sync_api import sync_playwright
 
-    body = json.dumps(SETTINGS).encode()
+    body = json.dumps({**SETTINGS, NODES_2: nodes_2}).encode()
     urllib.request.urlopen(urllib.request.Request(f"{url}/api/settings", body)).read()
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
         sharpness = 2 if os.environ.get("RENEG_SCREENSHOTS") else 1  # pixels per pixel: kept pictures stay legible
         viewport = {"width": width, "height": height}
-        page = ComfyPage(browser.new_page(viewport=viewport, device_scale_factor=sharpness), url)
+        fresh = browser.new_page(viewport=viewport, device_scale_factor=sharpness)
+        page = ComfyPage(fresh, url, "nodes2" if nodes_2 else "classic")
         try:
             page.open()
             yield page

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from reneg_core import Conditioning, NegativeEmbedding, load_embedding
+from reneg_core.conventions import family_of_width
 from reneg_core.embedding import Provenance
 from reneg_core.sampling import Sampling
 
@@ -159,6 +160,23 @@ def test_other_models_are_refused_by_name() -> None:
         random(77, 1024, family="clip-l")
 
 
+def test_a_convention_decides_who_reads_what() -> None:
+    """Not the width: T5's tokens of one family are read by others, CLIP with T5 is something else as wide."""
+    pixart = random(120, 4096)
+    assert pixart.family == "t5-xxl"
+    for family in ("t5-xxl", "pixart-sigma", "chroma"):
+        pixart.require(family, 4096)
+    with pytest.raises(ValueError, match=r"text encoder t5-xxl \(PixArt.*this model uses sd3 \(Stable Diffusion 3\)"):
+        pixart.require("sd3", 4096)
+    half = random(120, 4096).blend(random(120, 4096, family="flux"), 0.5)
+    assert half.family == "t5-xxl"
+
+
+def test_a_width_is_looked_up_among_the_families_that_can_be() -> None:
+    assert family_of_width(4096) == "t5-xxl" and family_of_width(4096, ("sd3",)) == "sd3"
+    assert family_of_width(2048, ("clip-l", "openclip-h")) == "width-2048"
+
+
 def test_blend_and_strength() -> None:
     a, b = random(seed=1), random(seed=2)
     assert torch.equal(a.blend(b, 0).tokens, a.tokens) and torch.equal(a.blend(b, 1).tokens, b.tokens)
@@ -194,7 +212,7 @@ def test_a_sampling_that_cannot_be_is_one_clear_sentence(tmp_path: Path, recorde
 
 
 def test_settings_of_a_newer_version_are_left_out() -> None:
-    recorded = {**Sampling(steps=12).to_mapping(), "frames": 49}
+    recorded = {**Sampling(steps=12).to_mapping(), "tiles": 4}
     assert random(provenance=Provenance(sampling=recorded)).sampling == Sampling(steps=12)
 
 
@@ -214,6 +232,8 @@ def test_strength_keeps_mask_and_pooled() -> None:
     hidden = replace(full, mask=torch.tensor([[1] * 70 + [0] * 7]))
     with pytest.raises(ValueError, match="different attention masks"):
         hidden.toward_null(null, 0.5)
+    padded = Conditioning(null.tokens, torch.tensor([[1] * 3 + [0] * 74]), null.pooled)
+    assert torch.equal(full.toward_null(padded, 0.5).mask, full.mask)
     with pytest.raises(ValueError, match="Got one embedding with a pooled vector and one without"):
         full.toward_null(Conditioning(null.tokens), 0.5)
     with pytest.raises(ValueError, match="Got one embedding with a pooled vector and one without"):

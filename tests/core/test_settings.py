@@ -14,7 +14,7 @@ def test_mapping_round_trip() -> None:
     assert Sampling.from_mapping(FULL.to_mapping()) == FULL
     assert FULL.to_mapping() == {
         "solver": "dpmpp_2m", "steps": 20, "spacing": "karras", "guidance_scale": 5.0, "guidance_start": 0.1,
-        "guidance_end": 0.9, "guidance_rescale": 0.3, "height": 512, "width": 768,
+        "guidance_end": 0.9, "guidance_rescale": 0.3, "height": 512, "width": 768, "frames": None,
     }  # fmt: skip
     assert Sampling.from_mapping({}) == Sampling() and Sampling().spacing == "model"
     assert Sampling.from_mapping({"guidance_scale": 3}).guidance.scale == 3.0
@@ -32,6 +32,7 @@ def test_words() -> None:
         Sampling(steps=1, size=Size(height=64)).describe()
         == "1 Euler step, model spacing, guidance scale 7.5, nativex64 pixels"
     )
+    assert Sampling(size=Size(frames=49)).describe().endswith("guidance scale 7.5, 49 frames")
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,44 @@ def small(name: str, training: dict[str, Any] | None = None, **changes: Any) -> 
     return graph
 
 
+SCENE, WORDS = "a red circle on a blue background", "watermark, border, lines, double"
+TINY = {
+    "width": 32,
+    "height": 32,
+    "sampling_steps": 10,
+    "cfg": 3.0,
+    "sampler_name": "dpmpp_2m",
+    "solver": "dpmpp_2m",
+    "scheduler": "karras",
+    "micro_batch": 16,
+    "embedding_name": "words.safetensors",
+    "prompt": SCENE,
+    "prompts": f"{SCENE}\na yellow diamond on a cyan background\na green ring on a white background",
+}
+
+
+def tiny(name: str, training: dict[str, Any] | None = None, **changes: Any) -> dict[str, dict[str, Any]]:
+    """An example workflow on the embedded tiny world, which draws real pictures, as that is sampled best.
+
+    training: inputs of the training node alone; changes: inputs of every node that has them.
+    """
+    graph, rewards = json.loads((API / f"{name}.json").read_text()), iter(["tiny", "sharpness"])
+    [loader] = [key for key, node in graph.items() if node["class_type"] == "CheckpointLoaderSimple"]
+    graph[loader] = {"class_type": "ReNegLoadTinyWorld", "inputs": {"pictures": changes.get("batch_size", 1)}}
+    empty = [key for key, node in graph.items() if node["class_type"] == "EmptyLatentImage"]
+    for node in graph.values():
+        inputs = node["inputs"]
+        if "text" in inputs:
+            inputs["text"] = WORDS if inputs["text"].startswith("blurry") else SCENE
+        if "reward_name" in inputs:
+            inputs["reward_name"] = next(rewards)
+        inputs |= {k: v for k, v in {**TINY, **changes}.items() if k in inputs and not isinstance(inputs[k], list)}
+        if node["class_type"] == "ReNegTrainEmbedding":
+            inputs |= training or {}
+        inputs |= {k: [loader, 3] for k, v in inputs.items() if isinstance(v, list) and v[0] in empty}
+    return {key: node for key, node in graph.items() if key not in empty}
+
+
 def request(server: Server, path: str, body: Any = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     with urllib.request.urlopen(urllib.request.Request(server.url + path, data), timeout=60) as answer:
@@ -75,7 +113,12 @@ def prepare(base: Path) -> None:
     from PIL import Image
 
     from reneg_core import NegativeEmbedding
+    from reneg_core.backends.diffusers import load_model
+    from reneg_core.tiny import HANDWRITTEN_NEGATIVE
 
+    world = load_model("tiny", device="cpu")
+    words = NegativeEmbedding(world.encode([HANDWRITTEN_NEGATIVE]).tokens, world.family)
+    words.save(base / "models" / "reneg" / "words.safetensors", overwrite=True)
     generator = torch.Generator().manual_seed(11)
     for name, width in (("test", 768), ("test21", 1024)):
         embedding = NegativeEmbedding(torch.randn(1, 77, width, generator=generator))

@@ -1,4 +1,4 @@
-"""One ComfyUI for all tests that need it; without one they skip and say so in one loud line."""
+"""Every ComfyUI at hand for all tests that need one; without any they skip and say so in one loud line."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,15 +7,16 @@ import graphs
 import hosting
 import pytest
 
+HOSTS = hosting.find_hosts()
 
-@pytest.fixture(scope="session")
-def host() -> tuple[Path, str]:
-    """The checkout and the Python that runs it."""
-    folder = hosting.find_host()
-    python = folder and hosting.find_python(folder)
-    if not folder or not python:
-        pytest.skip(hosting.MISSING)
-    return folder, python
+
+@pytest.fixture(scope="session", params=HOSTS or [None], ids=[*map(hosting.version_of, HOSTS)] or ["none"])
+def host(request: pytest.FixtureRequest) -> tuple[Path, str]:
+    """A checkout and the Python that runs it."""
+    python = request.param and hosting.find_python(request.param)
+    if not python:
+        pytest.skip(hosting.MISSING if not HOSTS else f"NO PYTHON runs {request.param}: see COMFYUI_PYTHON")
+    return request.param, python
 
 
 @pytest.fixture(scope="session")

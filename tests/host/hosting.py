@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -21,24 +22,47 @@ from packaging.utils import canonicalize_name
 
 PACK = Path(__file__).resolve().parents[2]
 MISSING = (
-    "NO COMFYUI FOUND: the host tests are skipped. Set COMFYUI_PATH to a checkout (and COMFYUI_PYTHON to the Python "
-    "that runs it), or put one at ~/comfy/ComfyUI."
+    "NO COMFYUI FOUND: the host tests are skipped. Set COMFYUI_PATH to one or several checkouts (and COMFYUI_PYTHON to "
+    "the Pythons that run them), or put one at ~/comfy/ComfyUI."
 )
 
 
-def find_host() -> Path | None:
-    """COMFYUI_PATH, else the ComfyUI whose custom_nodes this pack lies in, else ~/comfy/ComfyUI."""
-    places = [os.environ.get("COMFYUI_PATH"), PACK.parent.parent, Path.home() / "comfy" / "ComfyUI"]
-    return next(
-        (Path(p) for p in places if p and (Path(p) / "main.py").is_file() and (Path(p) / "comfy_api").is_dir()), None
-    )
+def listed(variable: str) -> list[str]:
+    """What an environment variable names, separated as in PATH."""
+    return [part for part in os.environ.get(variable, "").split(os.pathsep) if part]
+
+
+def is_host(folder: Path) -> bool:
+    return (folder / "main.py").is_file() and (folder / "comfy_api").is_dir()
+
+
+def find_hosts() -> list[Path]:
+    """Every checkout of COMFYUI_PATH, else the ComfyUI whose custom_nodes this pack lies in, else ~/comfy/ComfyUI.
+
+    Errors: FileNotFoundError for a named folder without a ComfyUI.
+    """
+    named = [Path(part).expanduser() for part in listed("COMFYUI_PATH")]
+    wrong = [str(folder) for folder in named if not is_host(folder)]
+    if wrong:
+        raise FileNotFoundError(f"COMFYUI_PATH names {', '.join(wrong)}, where there is no ComfyUI 0.3.48 or newer.")
+    return named or [*filter(is_host, (PACK.parent.parent, Path.home() / "comfy" / "ComfyUI"))][:1]
+
+
+def version_of(host: Path) -> str:
+    """The checkout's version, for the names of its tests."""
+    found = re.search(r'__version__ = "([^"]+)"', (host / "comfyui_version.py").read_text())
+    return found[1] if found else host.name
 
 
 def find_python(host: Path) -> str | None:
-    """COMFYUI_PYTHON, else a virtual environment in or beside the checkout, else this interpreter if it can."""
-    folders = [folder / name for folder in (host, host.parent) for name in (".venv", "venv")]
+    """The Python at the checkout's place in COMFYUI_PYTHON, else a virtual environment in the checkout or beside it
+    (named venv with what the checkout is called after "ComfyUI"), else this interpreter if it can."""
+    hosts, pythons = find_hosts(), listed("COMFYUI_PYTHON")
+    named = pythons[hosts.index(host)] if host in hosts[: len(pythons)] else None
+    beside = host.parent / f"venv{host.name.removeprefix('ComfyUI')}"
+    folders = [host / ".venv", host / "venv", beside, host.parent / ".venv", host.parent / "venv"]
     found = [folder / name for folder in folders for name in ("bin/python", "Scripts/python.exe")]
-    places = [os.environ.get("COMFYUI_PYTHON"), *map(str, found), sys.executable]
+    places = [named, *map(str, found), sys.executable]
     wanted = "import torch, torchsde, aiohttp, comfyui_frontend_package"
     return next(
         (
@@ -51,7 +75,11 @@ def find_python(host: Path) -> str | None:
 
 
 _LINES = (PACK / "requirements.txt").read_text().splitlines()
-NEEDED = [Requirement(line).name for line in _LINES if line and line[0] != "#"] + ["pytest", "websocket-client"]
+NEEDED = [Requirement(line).name for line in _LINES if line and line[0] != "#"] + [
+    "pytest",
+    "websocket-client",
+    "diffusers",
+]
 """What a user installs for the pack, and what the tests use in the host's Python."""
 
 
@@ -153,6 +181,8 @@ def start_server(host: Path, python: str, base: Path, *options: str) -> Server:
         "--base-directory",
         str(base),
         "--disable-auto-launch",
+        "--database-url",
+        f"sqlite:///{base / 'comfyui.db'}",
         *options,
     ]
     variables = {"OMP_NUM_THREADS": "2", **environment(python, base)}

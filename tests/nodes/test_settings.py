@@ -2,6 +2,7 @@
 a pass of the host's model tells its branch."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -148,7 +149,7 @@ def passes() -> Iterator[tuple[Any, list[Any]]]:
             return [torch.full_like(x, branch) for branch in range(2)]
 
         module.comfy.samplers.calc_cond_batch = calculate
-        model._on_pass, model._guider, model._options = lambda: None, SimpleNamespace(inner_model=None), {}
+        model._passing, model._guider, model._options = nullcontext, SimpleNamespace(inner_model=None), {}
         model._condition = lambda x, conditioning, branch: (branch, conditioning.tokens[:, 0, 0].tolist())
         yield model, asked
 

@@ -130,6 +130,53 @@ def small_clip(tmp_path_factory):
     return SimpleNamespace(folder=folder, model=model)
 
 
+def open_clip_state(state):
+    """transformers' CLIP names as open_clip writes them."""
+    out = {
+        "logit_scale": state["logit_scale"],
+        "visual.proj": state["visual_projection.weight"].t().contiguous(),
+        "text_projection": state["text_projection.weight"].t().contiguous(),
+        "visual.class_embedding": state["vision_model.embeddings.class_embedding"],
+        "visual.positional_embedding": state["vision_model.embeddings.position_embedding.weight"],
+        "visual.conv1.weight": state["vision_model.embeddings.patch_embedding.weight"],
+        "token_embedding.weight": state["text_model.embeddings.token_embedding.weight"],
+        "positional_embedding": state["text_model.embeddings.position_embedding.weight"],
+    }
+    for kind in ("weight", "bias"):
+        out[f"visual.ln_pre.{kind}"] = state[f"vision_model.pre_layrnorm.{kind}"]
+        out[f"visual.ln_post.{kind}"] = state[f"vision_model.post_layernorm.{kind}"]
+        out[f"ln_final.{kind}"] = state[f"text_model.final_layer_norm.{kind}"]
+        for old, new in (
+            ("vision_model.encoder.layers", "visual.transformer.resblocks"),
+            ("text_model.encoder.layers", "transformer.resblocks"),
+        ):
+            for i in range(2):
+                layer, block = f"{old}.{i}", f"{new}.{i}"
+                out[f"{block}.attn.in_proj_{kind}"] = torch.cat(
+                    [state[f"{layer}.self_attn.{name}_proj.{kind}"] for name in "qkv"]
+                )
+                for a, b in (
+                    ("self_attn.out_proj", "attn.out_proj"),
+                    ("layer_norm1", "ln_1"),
+                    ("layer_norm2", "ln_2"),
+                    ("mlp.fc1", "mlp.c_fc"),
+                    ("mlp.fc2", "mlp.c_proj"),
+                ):
+                    out[f"{block}.{b}.{kind}"] = state[f"{layer}.{a}.{kind}"]
+    return out
+
+
+@pytest.fixture(scope="session")
+def open_clip_file(small_clip) -> Path:
+    """The same network as HPSv2 is published: OpenAI's and open_clip's names; its configuration is `config.json`."""
+    path = small_clip.folder / "open_clip" / "weights.safetensors"
+    path.parent.mkdir()
+    save_file(open_clip_state(load_file(small_clip.folder / "model.safetensors")), path)
+    for name in ("config.json", "vocab.json", "merges.txt"):
+        shutil.copy(small_clip.folder / name, path.parent / name)
+    return path
+
+
 @pytest.fixture(scope="session")
 def small_blip(tmp_path_factory):
     """transformers' Blip towers with random weights, saved under ImageReward's names: folder, vision, text, head."""

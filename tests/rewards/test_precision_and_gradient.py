@@ -99,7 +99,7 @@ def gradient(reward, images, prompts, scale=1.0):
 
 
 def kept_bytes(reward, images, prompts):
-    """Bytes of activations kept for backward, parameters not counted."""
+    """Bytes of activations that one pass of the network keeps for backward, parameters not counted."""
     parameters = {p.untyped_storage().data_ptr() for p in reward.parameters()}
     kept = {}
 
@@ -110,6 +110,6 @@ def kept_bytes(reward, images, prompts):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        scores = reward.score(images.clone().requires_grad_(), prompts)
+        scores = reward.score_pixels(reward.preprocess(images).requires_grad_(), prompts)
     assert scores.requires_grad
     return sum(kept.values())

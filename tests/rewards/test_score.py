@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from reneg_core.cli import main
 from reneg_core.commands.score import as_csv
+from reneg_core.picture_files import PictureError, read_unit
 from reneg_core.picture_metadata import (
     prompt_of_graph,
     prompt_of_parameters,
@@ -21,7 +22,7 @@ from reneg_core.picture_metadata import (
     write_scores,
 )
 from reneg_core.rewards import load_reward
-from reneg_core.score import ScoredImage, find_images, load_image, load_rewards, prompts_for, score_files
+from reneg_core.score import ScoredImage, find_images, load_rewards, prompts_for, score_files
 
 GRAPH = {
     "3": {
@@ -151,7 +152,7 @@ def test_scores_of_files_equal_scores_of_tensors_whatever_the_batch(small_clip, 
     reward = load_reward("pickscore", weights=small_clip.folder)
     paths = find_images([folder])
     prompts = ["a fox", "snow", "a boat"]
-    expected = [reward.score(load_image(path), [prompt]).item() for path, prompt in zip(paths, prompts, strict=True)]
+    expected = [reward.score(read_unit(path), [prompt]).item() for path, prompt in zip(paths, prompts, strict=True)]
     for size in (1, 16):
         results = score_files(reward, paths, prompts, batch_size=size)
         assert [r.score for r in results] == pytest.approx(expected, abs=1e-5)
@@ -185,7 +186,7 @@ def run(capsys, *arguments):
 def test_command_json(capsys, small_blip, tmp_path):
     path = save(tmp_path / "p.png", text={"parameters": "a red fox in the snow\nSteps: 1"}, size=(40, 50))
     rows = json.loads(run(capsys, "--reward", "image_reward", "--weights", small_blip.folder, "--format", "json", path))
-    expected = load_reward("image_reward", weights=small_blip.folder).score(load_image(path), ["a red fox in the snow"])
+    expected = load_reward("image_reward", weights=small_blip.folder).score(read_unit(path), ["a red fox in the snow"])
     assert rows == [
         {
             "image": str(path),
@@ -281,13 +282,13 @@ def test_rewards_command_says_what_is_missing_and_where(capsys, small_blip, monk
     assert rows["hpsv2.1"]["missing"][0]["page"] == "https://huggingface.co/xswu/HPSv2"
     assert main(["rewards"]) == 0
     out = capsys.readouterr().out
-    assert "missing HPS_v2.1_compressed.pt: https://huggingface.co/xswu/HPSv2 (about 1.97 GB)" in out
+    assert "missing HPSv2/HPS_v2.1_compressed.pt: https://huggingface.co/xswu/HPSv2 (about 1.97 GB)" in out
 
 
 def test_a_picture_that_is_none_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no")
-    with pytest.raises(ValueError, match=r"a\.png is not a picture"):
-        load_image(tmp_path / "a.png")
+    with pytest.raises(PictureError, match=r"a\.png is not a picture"):
+        read_unit(tmp_path / "a.png")
     transparent = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     transparent.save(tmp_path / "t.png")
-    assert torch.equal(load_image(tmp_path / "t.png")[0, :, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
+    assert torch.equal(read_unit(tmp_path / "t.png")[0, :, 0, 0], torch.tensor([1.0, 0.0, 0.0]))

@@ -55,7 +55,7 @@ def test_openai_vocabulary_gives_the_same_ids(bpe, tmp_path):
     packed.write_bytes(gzip.compress(("#header\n" + "\n".join(" ".join(m) for m in merges) + "\n").encode()))
     entries, pairs = read_bpe_gzip(packed)
     assert entries == vocab and pairs == merges
-    tokenizer = find_clip_tokenizer(None, None, Source(None, (tmp_path,)), rows=len(vocab), context=77, clean="none")
+    tokenizer = find_clip_tokenizer(Source(None, (tmp_path,)), rows=len(vocab), context=77, clean="none")
     assert tokenizer(["fox"]).ids.tolist() == [[vocab["<|startoftext|>"], vocab["fox</w>"], vocab["<|endoftext|>"]]]
 
 

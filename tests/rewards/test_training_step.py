@@ -25,7 +25,9 @@ def step(model, reward, tokens, **options):
 
 
 @pytest.mark.parametrize("spec", ["image_reward", "hpsv2.1", "pickscore", "clip_score", "aesthetic", "mix", "fp16"])
-def test_gradient_to_the_embedding_is_the_finite_difference(world, small_blip, small_clip, aesthetic_folder, spec):
+def test_gradient_to_the_embedding_is_the_finite_difference(
+    world, small_blip, small_clip, open_clip_file, aesthetic_folder, spec
+):
     reward = {
         "image_reward": lambda: load_reward("image_reward", weights=small_blip.folder, preprocess="smooth"),
         "aesthetic": lambda: load_reward("aesthetic", weights=aesthetic_folder, preprocess="smooth"),
@@ -39,9 +41,8 @@ def test_gradient_to_the_embedding_is_the_finite_difference(world, small_blip, s
         spec,
         lambda: load_reward(
             spec,
-            weights=small_clip.folder / "model.safetensors",
+            weights=open_clip_file if spec == "hpsv2.1" else small_clip.folder,
             preprocess="smooth",
-            config=small_clip.folder / "config.json",
         ),
     )()
     smooth = load_reward("image_reward", weights=small_blip.folder, preprocess="smooth") if spec == "fp16" else reward

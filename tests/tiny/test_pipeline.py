@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextModel
 
 from reneg_core import tiny
-from reneg_core.backends.diffusers import DiffusersModel, load_model
+from reneg_core.backends import DiffusersModel, load_model
 from reneg_core.sampling import Sampling, sample
 from reneg_core.tiny import prompts, world
 from reneg_core.training.run_config import load_run_config

@@ -10,6 +10,7 @@ from reneg_core import NegativeEmbedding
 from reneg_core.model import Conditioning
 from reneg_core.sampling import Sampling, sample
 from reneg_core.training import AdaptConfig, adapt, adapt_table
+from reneg_core.training.trainer import Stopped
 
 PROMPTS, SEEDS = ["a red fox", "blue", "sun over sea"], [1, 2, 3]
 SAMPLING = Sampling(steps=4).at_scale(4.0)
@@ -143,3 +144,25 @@ def test_stopping_keeps_the_best_so_far(model, start) -> None:
     polls = iter([False, True, True])
     result = adapt(model, Curved(), PROMPTS, SEEDS, start, CONFIG, should_stop=lambda: next(polls))
     assert result.steps.max() <= 1 and (result.rewards >= result.start_rewards).all()
+
+
+@pytest.mark.parametrize(("passes", "visits"), [(2, 1), (12, 2)])
+def test_a_pass_that_is_stopped_keeps_what_was_found(model, start, passes: int, visits: int) -> None:
+    """A host's passes may raise in the middle of a step: the pairs keep the best so far, at first the start's own."""
+
+    class Interrupted(Wrapped):
+        left = passes
+
+        def denoise(self, *args):
+            self.left -= 1
+            if self.left == -1:
+                raise Stopped
+            return self._model.denoise(*args)
+
+    config, polls = replace(CONFIG, points=1), iter([False] * (visits - 1) + [True])
+    polled = adapt(model, Curved(), PROMPTS, SEEDS, start, config, should_stop=lambda: next(polls))
+    raised = adapt(Interrupted(model), Curved(), PROMPTS, SEEDS, start, config)
+    assert raised.steps.tolist() == polled.steps.tolist() and max(polled.steps) == visits - 1
+    assert torch.equal(raised.negatives.tokens, polled.negatives.tokens)
+    assert torch.allclose(raised.images, polled.images, atol=1e-5)
+    assert torch.allclose(raised.rewards, polled.rewards, atol=1e-5)

@@ -38,7 +38,7 @@ def gradient(model, points: list[int], sampling: Sampling = SAMPLING, rows: int 
 
 def plain_gradient(model, negative: Tensor, point: int, through: int = 1) -> tuple[Tensor, Tensor]:
     """ReNeg as one would write it down: batched CFG in diffusers' own variables, the graph kept for both branches."""
-    pipe, scheduler = model.pipeline, DDIMScheduler.from_config(model.scheduler.config)
+    pipe, scheduler = model.pipeline, DDIMScheduler.from_config(model.parameterisation.scheduler.config)
     scheduler.set_timesteps(STEPS)
     leaf = negative.clone().requires_grad_()
     context = torch.cat([leaf.expand(3, -1, -1), model.encode(PROMPTS).tokens])
@@ -55,7 +55,7 @@ def plain_gradient(model, negative: Tensor, point: int, through: int = 1) -> tup
 
 def plain_dpm_gradient(model, negative: Tensor, sampling: Sampling, point: int) -> tuple[Tensor, Tensor]:
     """The gradient of the finished picture's reward through diffusers' DPM-Solver++(2M) from ``point`` on."""
-    options = {k: v for k, v in model.scheduler.config.items() if k[0] != "_" and k not in NOT_DPM}
+    options = {k: v for k, v in model.parameterisation.scheduler.config.items() if k[0] != "_" and k not in NOT_DPM}
     karras = sampling.spacing == "karras"
     options |= {"timestep_spacing": "trailing", "use_karras_sigmas": karras, "final_sigmas_type": "zero"}
     scheduler = DPMSolverMultistepScheduler(**options)
@@ -179,8 +179,8 @@ def test_the_loss_scale_is_divided_out(model) -> None:
     seen = []
 
     class Watched(Curved):
-        def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
-            scores = super()._score(images, prompts)
+        def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+            scores = super().score(images, prompts)
             if scores.requires_grad:
                 scores.register_hook(lambda gradient: seen.append(gradient.unique().tolist()))
             return scores

@@ -62,6 +62,15 @@ def checkpoint() -> tuple[Any, Any, Any]:
 
 
 @pytest.fixture(scope="session")
+def world() -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of the embedded tiny world, which learns in seconds."""
+    from reneg_pack.nodes.tiny import LoadTinyWorld
+
+    with torch.inference_mode():
+        return LoadTinyWorld.execute(1).args[:3]
+
+
+@pytest.fixture(scope="session")
 def positive(checkpoint: tuple[Any, Any, Any]) -> list:
     with torch.inference_mode():
         return nodes.CLIPTextEncode().encode(checkpoint[1], "a red house")[0]
@@ -82,7 +91,7 @@ def latent() -> dict[str, Any]:
     return {"samples": torch.zeros(2, 4, 8, 8)}
 
 
-@pytest.fixture()
+@pytest.fixture(scope="session")
 def call() -> Callable[..., Any]:
     """``call(NodeClass, **inputs)`` runs a node as the host's executor does."""
     from comfy_api.internal import make_locked_method_func

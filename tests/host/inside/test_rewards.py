@@ -32,7 +32,7 @@ def test_scores_follow_the_pictures_and_sorting_the_scores(call, brightness, ima
     assert ordered[:, 0, 0, 0].tolist() == pytest.approx([0.9, 0.7, 0.5, 0.2])
     assert latents["samples"][:, 0, 0, 0].tolist() == [1, 3, 2, 0] == masks[:, 0, 0].tolist()
     assert latents["batch_index"] == [8, 6, 7, 9]
-    assert labelled.shape == (4, 32 + 15, 48, 3)
+    assert labelled.shape == (4, 2 * 32 + 15, 2 * 48, 3), "small pictures are enlarged"
     assert json.loads(report)["order"] == [1, 3, 2, 0] and selected.shape == ordered.shape
 
 

@@ -13,6 +13,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSampli
 from reneg_pack.nodes.embedding import LoadEmbedding
 from reneg_pack.nodes.host import files, rewards
 from reneg_pack.nodes.host.model import HostModel
+from reneg_pack.nodes.host.probing import resident_clone
 from reneg_pack.nodes.host.tensors import unusable
 from reneg_pack.nodes.layout import to_host
 from reneg_pack.nodes.training import AdaptEmbedding, TrainEmbedding
@@ -251,28 +252,17 @@ def test_the_scheduler_changes_what_is_learned(call, checkpoint, brightness) -> 
     assert len({json.loads(report)["start_reward"] for report in found}) == 3
 
 
-def test_stop_keeps_the_best_and_the_run_goes_on_later(call, checkpoint, brightness, monkeypatch) -> None:
-    from reneg_pack.nodes import watching
+def test_a_model_that_cannot_be_loaded_again_is_refused_in_words(checkpoint) -> None:
+    """Models of other loaders, on hosts that stage weights piece by piece."""
 
-    original = watching.NodeObserver.on_step
+    class Staged:
+        model = checkpoint[0].model
 
-    def stop_at_four(self: Any, record: dict) -> None:
-        original(self, record)
-        if record["step"] == 4:
-            memory.interrupt_current_processing(True)
+        def clone(self, disable_dynamic: bool = False) -> Any:
+            raise RuntimeError("Cannot create non-dynamic delegate: cached_patcher_init is not initialized.")
 
-    monkeypatch.setattr(watching.NodeObserver, "on_step", stop_at_four)
-    inputs = {**parts(checkpoint), "reward": brightness, **TRAIN}
-    stopped = call(TrainEmbedding, **inputs, run_name="test_stop")
-    first = TrainEmbedding.fingerprint_inputs(run_name="test_stop")
-    assert json.loads(stopped[4])["reason"] == "stopped" and json.loads(stopped[4])["steps"] == 4
-    assert not memory.processing_interrupted(), "what follows the training still runs"
-    monkeypatch.setattr(watching.NodeObserver, "on_step", original)
-    resumed = call(TrainEmbedding, **inputs, run_name="test_stop")
-    whole = call(TrainEmbedding, **inputs, run_name="test_whole")
-    assert json.loads(resumed[4])["steps"] == 6
-    assert torch.equal(resumed[1].tokens, whole[1].tokens)
-    assert TrainEmbedding.fingerprint_inputs(run_name="test_stop") != first
+    with pytest.raises(ValueError, match=r"Got a SD15 from a loader .*Load Checkpoint.*--disable-dynamic-vram"):
+        resident_clone(Staged())
 
 
 def test_other_settings_in_the_same_run_are_refused(call, checkpoint, brightness) -> None:

@@ -1,0 +1,20 @@
+"""One small file per model family; a new one is such a file, a row here, and a text convention if none fits."""
+
+from ..diffusers import DiffusersModel
+from .chroma import Chroma
+from .flux import Flux
+from .pixart import PixArt, PixArtSigma
+from .stable_diffusion import StableDiffusion
+from .stable_diffusion_3 import StableDiffusion3
+from .stable_diffusion_xl import StableDiffusionXL
+
+PIPELINES: dict[str, type[DiffusersModel]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
+    "StableDiffusion3Pipeline": StableDiffusion3,
+    "PixArtAlphaPipeline": PixArt,
+    "PixArtSigmaPipeline": PixArtSigma,
+    "FluxPipeline": Flux,
+    "ChromaPipeline": Chroma,
+}
+"""The family by the class that a pipeline folder names."""

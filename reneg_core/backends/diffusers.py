@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..conventions import family_of_width
+from ..digests import DIGEST, digest_of, sha256_of
 from ..model import Branch, Conditioning, DiffusionModel
 from ..settings import NATIVE, Sampling, Size
 from .parameterisation import Parameterisation
@@ -188,11 +189,29 @@ class DiffusersModel(DiffusionModel):
 
     def digest(self) -> str:
         """SHA-256 over the denoiser's weights in name order: the same model from a folder or a file, per dtype."""
-        sha = hashlib.sha256()
-        for name, tensor in sorted(self.network.state_dict().items()):
-            sha.update(name.encode())
-            sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-        return sha.hexdigest()
+        return sha256_of(self.network.state_dict())
+
+    def contents(self) -> dict[str, str]:
+        """See :class:`DiffusionModel`."""
+        kind = self.parameterisation
+        found = {
+            "precision": str(self.dtype).removeprefix("torch."),
+            "prediction type": getattr(kind, "prediction", type(kind).__name__),
+            "denoiser": DIGEST + self.digest(),
+        }
+        for name, part in self.pipeline.components.items():
+            if part is None or not name.startswith(("text_encoder", "tokenizer", "vae")):
+                continue
+            if isinstance(part, torch.nn.Module):
+                found[_in_words(name)] = digest_of(part.state_dict())
+            else:
+                vocabulary = repr(sorted(part.get_vocab().items()))
+                found[_in_words(name)] = DIGEST + hashlib.sha256(vocabulary.encode()).hexdigest()
+        return found
+
+
+def _in_words(part: str) -> str:
+    return "VAE" if part == "vae" else part.replace("_", " ")
 
 
 @contextmanager

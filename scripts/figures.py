@@ -23,6 +23,7 @@ DOCUMENTS = (
     "docs/benchmarks.md",
     "docs/evaluation.md",
     "docs/models.md",
+    "docs/testing.md",
     "reneg_core/tiny/README.md",
 )
 MARK = re.compile(r"<!--=([^>]*?)-->(.*?)<!--/-->", re.DOTALL)
@@ -351,6 +352,16 @@ def families_table() -> str:
             ]
         )
     return _table(["family and its scheduler", "pixels", "gradient", "reward before and after"], rows)
+
+
+@figure
+def mutants(part: str) -> str:
+    """Planted mistakes: how many were "noticed", those by module ("modules"), or each that was not ("living")."""
+    found = results("mutants")
+    if part == "noticed":
+        return f"{found['noticed']} of {found['tried']} ({found['noticed'] / found['tried']:.1%})"
+    head = {"modules": "module|mutants|tried|noticed|share", "living": "function|line|mutated|why it may live"}[part]
+    return _table(head.split("|"), [[str(cell).replace("|", "\\|") for cell in row] for row in found[part]])
 
 
 def rendered(text: str) -> str:

@@ -15,7 +15,6 @@ import re
 import resource
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import libcst as cst
@@ -34,7 +33,14 @@ NOTICED = ("killed", "timeout")
 COPIED = {"torch.no_grad", "lru_cache"}
 """Decorators under which a function may be copied; mutmut leaves every decorated function out."""
 
-REASONS: list[tuple[str, str]] = []
+REASONS: list[tuple[str, str]] = [
+    (r"strict=True.* -> .*(strict=(None|False)|, \))", "both sides are made of equal length; strict is a second lock"),
+    (
+        r"clamp_min\(1e-\d+\) .* -> |max\(norm, 1e-12\)",
+        "a guard against a division by zero, with another number",
+    ),
+    (r"dtype=torch\.float64.* -> .*(dtype=None|, \))", "the same dtype comes without it"),
+]
 """A pattern on "function: line -> mutated line", and why such a mutant may live."""
 
 
@@ -60,41 +66,54 @@ def verdicts() -> dict[str, dict[str, str]]:
     return found
 
 
+def forget() -> None:
+    """Drop the verdicts of mutants that were not noticed, so that they are tried again."""
+    for path in walk_mutatable_files():
+        data = SourceFileMutationData(path=path)
+        data.load()
+        for name, code in data.exit_code_by_key.items():
+            data.exit_code_by_key[name] = code if status_by_exit_code[code] in NOTICED else None
+        if data.exit_code_by_key:
+            data.save()
+
+
 def plain_name(mutant: str) -> str:
     """``reneg_core.guidance.xǁGuidanceǁactive__mutmut_3`` as ``reneg_core.guidance.Guidance.active``."""
     module, _, name = re.sub(r"__mutmut_\d+$", "", mutant).rpartition(".")
     return f"{module}.{name[1:].strip('ǁ').replace('ǁ', '.')}" if "ǁ" in name else f"{module}.{name[2:]}"
 
 
-def survivor(path: str, mutant: str, verdict: str) -> dict[str, str]:
+def living(path: str, mutant: str, verdict: str) -> list[str]:
     """A mutant that was not noticed: its function, the line, what became of it, and why it may live."""
     lines = get_diff_for_mutant(mutant, path=path).splitlines()[2:]
-    was, became = (" ".join(line[1:].strip() for line in lines if line[0] == sign) for sign in "-+")
-    told = f"{plain_name(mutant)}: {was} -> {became}"
+    was, became = (" ".join(line[1:].strip() for line in lines if line[0] == sign).replace("`", "'") for sign in "-+")
+    function = plain_name(mutant).removeprefix("reneg_core.")
+    told = f"{function}: {was} -> {became}"
     reason = next((reason for pattern, reason in REASONS if re.search(pattern, told)), "")
-    if verdict == "no tests":
-        reason = reason or "no test of this selection comes here"
-    return {"function": plain_name(mutant), "was": was, "became": became, "reason": reason}
+    return [
+        f"`{function}`",
+        f"`{was}`",
+        f"`{became}`",
+        reason or ("no test comes here" if verdict == "no tests" else ""),
+    ]
 
 
 def write(run: dict[str, float]) -> float:
     """Write the results; returns the share of the mutants that were noticed."""
-    found = verdicts()
-    living = [
-        survivor(path, mutant, verdict)
-        for path, mutants in found.items()
-        for mutant, verdict in mutants.items()
-        if verdict not in (*NOTICED, "not checked")
-    ]
-    modules = {path: dict(Counter(mutants.values())) for path, mutants in found.items()}
-    checked = sum(count for counts in modules.values() for verdict, count in counts.items() if verdict != "not checked")
-    noticed = sum(counts.get(verdict, 0) for counts in modules.values() for verdict in NOTICED)
+    modules, left = [], []
+    for path, mutants in verdicts().items():
+        tried = {mutant: verdict for mutant, verdict in mutants.items() if verdict != "not checked"}
+        noticed = sum(verdict in NOTICED for verdict in tried.values())
+        if tried:
+            modules.append([f"`{path}`", len(mutants), len(tried), noticed, round(noticed / len(tried), 3)])
+        left += [living(path, mutant, verdict) for mutant, verdict in tried.items() if verdict not in NOTICED]
     before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    text = {"modules": modules, "last_run": run or before.get("last_run", {}), "survivors": living}
+    tried, noticed = (sum(row[column] for row in modules) for column in (2, 3))
+    text = {"noticed": noticed, "tried": tried, "last_run": run or before.get("last_run", {})}
+    text |= {"modules": modules, "living": left}
     RESULTS.write_text(json.dumps(text, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    share = noticed / max(checked, 1)
-    unexplained = sum(not one["reason"] for one in living)
-    print(f"\n{noticed} of {checked} mutants noticed: {share:.1%}; {unexplained} of the others without a reason")
+    share, unexplained = noticed / max(tried, 1), sum(not row[-1] for row in left)
+    print(f"\n{noticed} of {tried} mutants noticed: {share:.1%}; {unexplained} of the others without a reason")
     return share
 
 
@@ -109,7 +128,7 @@ def run(names: list[str], children: int) -> dict[str, float]:
     after = {name for mutants in verdicts().values() for name, verdict in mutants.items() if verdict != "not checked"}
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = spent.ru_utime + spent.ru_stime - used.ru_utime - used.ru_stime
-    tried = len(after - before) or len(names)
+    tried = len(after - before)
     return {"tried": tried, "seconds": round(time.monotonic() - began), "processor_seconds": round(seconds)}
 
 
@@ -121,11 +140,9 @@ def main() -> int:
     parser.add_argument("--children", type=int, default=2)
     options = parser.parse_args()
     file_mutation.MutationVisitor = Visitor
-    names = list(options.names)
     if options.again:
-        every = (mutant for mutants in verdicts().values() for mutant in mutants.items())
-        names = [name for name, verdict in every if verdict not in (*NOTICED, "not checked")]
-    share = write({} if options.write else run(names, options.children))
+        forget()
+    share = write({} if options.write else run(options.names, options.children))
     return 0 if share >= ENOUGH else 1
 
 

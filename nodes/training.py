@@ -171,6 +171,7 @@ class TrainEmbedding(io.ComfyNode):
             watch = watched_reward and watched_reward.reward
             session = Session(observer, button.asked, resume=True, say=lambda text: say(text, cls.hidden.unique_id))
             result = Trainer(host, reward.reward, texts, config, folder, watch=watch, session=session).run()
+        observer.finish(result.steps)
         say(outcome(result), cls.hidden.unique_id)
         return io.NodeOutput(*training_outputs(result, clip, observer))
 

@@ -48,6 +48,10 @@ class NodeObserver:
         self.button.update(self.progress, record["step"], self.picture(), always=True)
         say(f"validation at step {record['step']}: reward {record['reward']:.4f}", self.node_id)
 
+    def finish(self, step: int) -> None:
+        """Leave the pictures on the node, also those of a run that had nothing left to do; stop is the host's again."""
+        self.progress.update(step, None if self.first is None else self.picture(), always=True)
+
     def picture(self) -> Image.Image:
         """Pictures of the start over pictures of now, and the curve under them."""
         rows = [list(self.first), list(self.last)]

@@ -45,17 +45,18 @@ class Late(Raising):
 
 
 class Odd(Curved):
-    """``value`` for every picture of the second prompt, once ``after`` scorings are over."""
+    """``value`` for every picture of the second prompt, once ``after`` scorings are over (a validation is two, and the
+    reward is tried out before)."""
 
     name = "odd"
 
-    def __init__(self, value: float, after: int = 0) -> None:
+    def __init__(self, value: float, after: int = 1) -> None:
         super().__init__()
         self.value, self.after, self.calls = value, after, 0
 
     def _score(self, images, prompts):
         self.calls += 1
-        factor = [self.value if p == PROMPTS[1] and self.calls > self.after + 1 else 1.0 for p in prompts]
+        factor = [self.value if p == PROMPTS[1] and self.calls > self.after else 1.0 for p in prompts]
         return super()._score(images, prompts) * torch.tensor(factor)
 
 
@@ -101,7 +102,7 @@ def test_a_reward_that_is_no_number_ends_the_run_at_once_and_names_the_picture(
 
 def test_a_reward_that_becomes_no_number_keeps_the_best(model, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="gave nan for a validation picture of 'blue'"):
-        trainer(model, tmp_path, replace(QUICK, validate_every=1), reward=Odd(float("nan"), after=2)).run()
+        trainer(model, tmp_path, replace(QUICK, validate_every=1), reward=Odd(float("nan"), after=3)).run()
     assert torch.equal(load_embedding(tmp_path / "best.safetensors").tokens, model.encode([""]).tokens)
 
 
@@ -111,7 +112,7 @@ def test_a_watched_reward_that_becomes_no_number_vetoes(model, tmp_path: Path) -
     assert result.best_step == 0
     assert [record["watch"] is None for record in records(tmp_path, "validation")] == [False, True, True, True]
     with pytest.raises(FloatingPointError, match=r"The watched reward is nan at the start\. Expected a finite number"):
-        trainer(model, tmp_path / "other", watch=Odd(float("nan"))).run()
+        trainer(model, tmp_path / "other", watch=Odd(float("nan"), after=0)).run()
 
 
 class NeverFinite(Curved):

@@ -2,6 +2,8 @@
 
 from comfy_api.latest import io
 
+from reneg_core.text_file import read_prompt_lines
+
 from .host import files, sampling
 from .schema import Reward, advanced, not_in
 from .settings import OFF, SOLVERS, VARY
@@ -148,5 +150,5 @@ def wrong_choice(scheduler: str | None = None, solver: str | None = None, vary: 
 def prompt_list(text: str, file: str) -> list[str]:
     """Prompts from the text, one per line, or from a file in the input folder."""
     if file != files.NOTHING:
-        text = files.prompt_path(file).read_text(encoding="utf-8")
+        return read_prompt_lines(files.prompt_path(file))
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -162,7 +162,7 @@ class TrainEmbedding(io.ComfyNode):
             )
             check_levels(host, config.sampling, config.jitter)
             watch = watched_reward and watched_reward.reward
-            session = Session(observer, button.asked, resume=True)
+            session = Session(observer, button.asked, resume=True, say=lambda text: say(text, cls.hidden.unique_id))
             result = Trainer(host, reward.reward, texts, config, folder, watch=watch, session=session).run()
         say(outcome(result), cls.hidden.unique_id)
         return io.NodeOutput(*training_outputs(result, clip, observer))

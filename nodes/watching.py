@@ -72,6 +72,6 @@ def stacked(pictures: list[Image.Image]) -> Image.Image:
 
 def load_records(folder: Path) -> list[dict[str, Any]]:
     """The metrics of a run folder, resumed parts included."""
-    from reneg_core.training.state import RunDirectory
+    from reneg_core.training.run_folder import RunFolder
 
-    return RunDirectory(folder).records()
+    return RunFolder(folder).records()

@@ -1,5 +1,6 @@
 """Running a workflow on a ComfyUI server over HTTP and its websocket; nothing of ComfyUI is imported."""
 
+import http.client
 import json
 import time
 import urllib.error
@@ -10,6 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from .files import write_bytes
+from .text_file import read_json
 
 Graph = dict[str, dict[str, Any]]
 POLL_SECONDS = 1.0
@@ -33,14 +37,19 @@ def load_workflow(path: str | Path) -> Graph:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No workflow at {path}. Expected a JSON file in ComfyUI's API format.")
-    try:
-        graph = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"Got {path.name}, which is no JSON ({error}). Expected a workflow in API format.") from error
-    if not isinstance(graph, dict) or not all(isinstance(n, dict) and "class_type" in n for n in graph.values()):
-        hint = "It is in the page's own format: use Workflow > Export (API). " if "nodes" in graph else ""
+    graph = read_json(path)
+    if not isinstance(graph, dict) or not all(map(_is_node, graph.values())):
+        own = isinstance(graph, dict) and "nodes" in graph
+        hint = "It is in the page's own format: use Workflow > Export (API). " if own else ""
         raise ValueError(f"Got {path.name}, expected ComfyUI's API format: nodes by id with class_type. {hint}".strip())
     return graph
+
+
+def _is_node(node: Any) -> bool:
+    """Whether it has what is read of a node: its class, its inputs by name, and a title if it has any notes."""
+    notes = node.get("_meta", {}) if isinstance(node, dict) else None
+    inputs = isinstance(node, dict) and isinstance(node.setdefault("inputs", {}), dict)
+    return inputs and isinstance(node.get("class_type"), str) and isinstance(notes, dict)
 
 
 def apply_settings(graph: Graph, settings: Sequence[str]) -> None:
@@ -53,7 +62,7 @@ def apply_settings(graph: Graph, settings: Sequence[str]) -> None:
             raise ValueError(f"Got the setting {setting!r}, expected node.input=value, for example 3.steps=20.")
         inputs = graph[find_node(graph, name)]["inputs"]
         if field not in inputs:
-            raise ValueError(f"Node {name} has no input {field!r}; it has {', '.join(inputs) or 'none'}.")
+            raise ValueError(f"Node {name} has no input {field!r}, expected one of {', '.join(inputs) or 'none'}.")
         inputs[field] = _value(text)
 
 
@@ -68,7 +77,7 @@ def find_node(graph: Graph, name: str) -> str:
         if found:
             raise ValueError(f"Got the node {name!r}, which is {len(found)} nodes: use an id, {', '.join(found)}.")
     known = ", ".join(f"{node_id} ({_title(node)})" for node_id, node in graph.items())
-    raise ValueError(f"No node {name!r} in the workflow; there are {known}.")
+    raise ValueError(f"No node {name!r} in the workflow, expected one of {known}.")
 
 
 def _title(node: Mapping[str, Any]) -> str:
@@ -78,8 +87,16 @@ def _title(node: Mapping[str, Any]) -> str:
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isprintable()
+    except ValueError:
+        return False
 
 
 class ComfyClient:
@@ -87,7 +104,7 @@ class ComfyClient:
 
     def __init__(self, url: str = "http://127.0.0.1:8188") -> None:
         self.url = url.rstrip("/")
-        if urllib.parse.urlparse(self.url).scheme not in ("http", "https"):
+        if not _is_address(self.url):
             raise ValueError(f"Got the server {url!r}, expected an address such as http://127.0.0.1:8188.")
         self.client_id = uuid.uuid4().hex
 
@@ -117,6 +134,8 @@ class ComfyClient:
         if answer.get("node_errors"):
             self._request("/interrupt", {"prompt_id": answer.get("prompt_id")})
             raise WorkflowError(_refusal(answer, graph))
+        if "prompt_id" not in answer:
+            raise OSError(f"{self.url} took the workflow without a prompt_id, as ComfyUI gives. Check the address.")
         return answer["prompt_id"]
 
     def save_images(self, outputs: Mapping[str, Any], folder: str | Path) -> list[Path]:
@@ -129,11 +148,9 @@ class ComfyClient:
         if any(part in ("..", "/") or ":" in part for part in parts) or "/" in image["filename"]:
             raise WorkflowError(f"The server named a picture outside its folders: {image!r}.")
         target = folder.joinpath(*parts, image["filename"])
-        target.parent.mkdir(parents=True, exist_ok=True)
         query = urllib.parse.urlencode({key: image.get(key, "") for key in ("filename", "subfolder", "type")})
         with self._open(urllib.request.Request(f"{self.url}/view?{query}")) as answer:
-            target.write_bytes(answer.read())
-        return target
+            return write_bytes(target, answer.read())
 
     def _follow(self, socket: Any, prompt_id: str, graph: Graph) -> Iterator[Progress]:
         if socket is None:
@@ -183,7 +200,10 @@ class ComfyClient:
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         with self._open(request) as answer:
             text = answer.read()
-        return json.loads(text) if text else {}
+        try:
+            return json.loads(text) if text else {}
+        except ValueError as error:
+            raise OSError(f"{self.url} answered {path} with no JSON, as ComfyUI does. Check the address.") from error
 
     def _open(self, request: urllib.request.Request) -> Any:
         try:
@@ -194,10 +214,9 @@ class ComfyClient:
                 sent = json.loads(request.data or b"{}").get("prompt", {})
                 raise WorkflowError(_refusal(answer, sent)) from error
             raise OSError(f"{self.url} answered {error.code} {error.reason} to {request.selector}.") from error
-        except urllib.error.URLError as error:
-            raise OSError(
-                f"No ComfyUI answers at {self.url} ({error.reason}). Start it, or give its address."
-            ) from error
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
+            reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+            raise OSError(f"No ComfyUI answers at {self.url} ({reason}). Start it, or give its address.") from error
 
 
 def _messages(socket: Any) -> Iterator[dict[str, Any]]:

@@ -4,11 +4,9 @@ A ReNeg embedding is a text encoder's *output* for the negative branch of classi
 (arXiv 2412.19637, section 3.2), not a textual-inversion vector at the encoder's input.
 """
 
-import io
 import json
 import os
-import pickle
-import tempfile
+import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,11 +17,19 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from .conventions import FAMILIES, describe_family, encoder_of, family_of_width
+from .files import write_tensors
 from .model import Conditioning
 from .settings import SAMPLING_HINTS, Sampling
+from .tensor_file import read_tensors, require_plain
+from .typed import read
 
 FORMAT = "reneg-embedding"
 FORMAT_VERSION = "1"
+MAX_PROVENANCE = 2**20
+"""Characters of a file's provenance."""
+MAX_NESTING = 64
+KEPT_NESTING = 16
+"""How deep the notes may be that a blend takes over from the two that it is made of."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,8 @@ class Provenance:
 class NegativeEmbedding:
     """tokens ``[1,L,D]`` float32, mask ``[1,L]`` int64 or None, pooled ``[1,P]`` float32 or None.
 
-    Construction refuses wrong shapes, a family that contradicts the width, and NaN or infinite values (ValueError).
+    Construction refuses what is no plain tensor of a bounded size, wrong shapes, a family that contradicts the width,
+    a mask of anything but 0 and 1, and NaN or infinite values (ValueError).
     """
 
     tokens: Tensor
@@ -60,10 +67,13 @@ class NegativeEmbedding:
     provenance: Provenance = field(default_factory=Provenance)
 
     def __post_init__(self) -> None:
+        for name in ("tokens", "mask", "pooled"):
+            if name == "tokens" or getattr(self, name) is not None:
+                require_plain(f"embedding's {name}", getattr(self, name))
         tokens = self.tokens
         if tokens.ndim == 2:
             tokens = tokens.unsqueeze(0)
-        if tokens.ndim != 3 or tokens.shape[0] != 1 or tokens.shape[1] < 1 or not tokens.is_floating_point():
+        if tokens.ndim != 3 or tokens.shape[0] != 1 or not tokens.numel() or not tokens.is_floating_point():
             raise ValueError(
                 f"Got tokens of shape {list(self.tokens.shape)} and {self.tokens.dtype}, expected [1, tokens, width] "
                 "floating point. Try one embedding per file."
@@ -71,12 +81,17 @@ class NegativeEmbedding:
         object.__setattr__(self, "tokens", tokens.detach().float().cpu().contiguous())
         object.__setattr__(self, "family", self.family or family_of_width(self.width))
         if self.mask is not None:
-            object.__setattr__(self, "mask", self.mask.detach().reshape(1, -1).to("cpu", torch.int64))
+            object.__setattr__(self, "mask", _zeros_and_ones(self.mask).reshape(1, -1).to("cpu", torch.int64))
         if self.pooled is not None:
+            if not self.pooled.numel() or not self.pooled.is_floating_point():
+                got = f"{list(self.pooled.shape)} and {self.pooled.dtype}"
+                raise ValueError(f"Got a pooled vector of shape {got}, expected [1, width] floating point.")
             object.__setattr__(self, "pooled", self.pooled.detach().reshape(1, -1).float().cpu())
         self._validate()
 
     def _validate(self) -> None:
+        if not isinstance(self.family, str) or not self.family.isprintable() or len(self.family) > 100:
+            raise ValueError(f"Got the text encoder {self.family!r:.100}, expected a short name, for example clip-l.")
         known = FAMILIES.get(self.family)
         if known and known.width != self.width:
             raise ValueError(
@@ -148,7 +163,7 @@ class NegativeEmbedding:
         if (self.pooled is None) != (other.pooled is None):
             raise ValueError("Got one embedding with a pooled vector and one without; expected both or neither.")
         pooled = None if self.pooled is None else torch.lerp(self.pooled, other.pooled, weight)
-        notes = {"operation": f"blend {weight:g}", "of": [asdict(self.provenance), asdict(other.provenance)]}
+        notes = {"operation": f"blend {weight:g}", "of": [_parent(self.provenance), _parent(other.provenance)]}
         ours, theirs = self.provenance.sampling, other.provenance.sampling
         provenance = Provenance(
             base_model=self.provenance.base_model, notes=notes, sampling=ours if ours == theirs else {}
@@ -196,8 +211,7 @@ class NegativeEmbedding:
             raise ValueError(f"Got the file name {path.name!r}, expected one that ends in .safetensors.")
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists already. Try another name, or ask to overwrite it.")
-        atomic_save(self._tensors(layout), path, self._metadata())
-        return path
+        return write_tensors(path, self._tensors(layout), self._metadata())
 
     def _tensors(self, layout: str) -> dict[str, Tensor]:
         if layout == "reneg":
@@ -220,36 +234,22 @@ class NegativeEmbedding:
         }
 
 
+def _zeros_and_ones(mask: Tensor) -> Tensor:
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(
+            f"Got a mask of {mask.dtype} with other values than 0 and 1, expected 1 where to attend, else 0."
+        )
+    return mask.detach()
+
+
+def _parent(provenance: Provenance) -> dict[str, Any]:
+    """What a blend keeps of one that it is made of: all, until blends of blends are too deep to be read back."""
+    facts = asdict(provenance)
+    return facts if nesting(facts) <= KEPT_NESTING else {**facts, "notes": {}}
+
+
 def _same_mask(a: Tensor | None, b: Tensor | None) -> bool:
     return (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
-
-
-def atomic_save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write safetensors beside ``path`` and move it there, so that a crash never leaves half a file."""
-    from safetensors.torch import save
-
-    data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata or {}))
-    atomic_write(path, data)
-
-
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write bytes atomically, creating the folder; an OSError names the file and keeps the earlier one."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
-            temporary = file.name
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise OSError(
-            error.errno, f"Could not write {len(data)} bytes ({error.strerror}). Try another folder", str(path)
-        ) from error
 
 
 def load_embedding(path: str | os.PathLike, family: str = "") -> NegativeEmbedding:
@@ -258,48 +258,20 @@ def load_embedding(path: str | os.PathLike, family: str = "") -> NegativeEmbeddi
     Layouts: our safetensors; the published ReNeg zip pickles; a plain tensor or a dict with one tensor in
     ``.pt``, ``.bin``, ``.pth`` or ``.safetensors``; LTX conditioning (``conditioning_data_0``, ``attention_mask_0``).
     family: overrides the family guessed from the width, for files that do not name one.
-    Errors: FileNotFoundError; ValueError for directories, truncated files, pickles that need unsafe loading,
-    textual-inversion files and bad values.
+    Sizes are bounded before anything is materialised (:mod:`.tensor_file`), and no code of a file is run.
+    Errors: FileNotFoundError; OSError for a file that cannot be read; ValueError for directories, truncated or too
+    large files, pickles that ask for more than tensors, textual-inversion files and bad values.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"Got the directory {path}, expected an embedding file (.safetensors, .bin or .pt).")
     if not path.is_file():
         raise FileNotFoundError(f"No embedding file at {path}. Check the path, or train one with `reneg train`.")
-    tensors, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
+    tensors, metadata = read_tensors(path)
     if metadata.get("format") == FORMAT:
         return _from_own_layout(path, tensors, metadata)
     tokens, mask, pooled = _pick_tensors(path, tensors)
     return NegativeEmbedding(tokens, family, mask, pooled, Provenance(source=path.name))
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(
-            f"Got a damaged or truncated safetensors file {path.name} ({error}). Try copying or downloading it again."
-        ) from error
-
-
-def _read_pickle(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
-    try:
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged data can break the unpickler in any way
-        if isinstance(error, pickle.UnpicklingError) or not data.startswith(b"PK"):
-            raise ValueError(
-                f"Refused {path.name}: it is no plain tensor file, loading it could run code or it is damaged. "
-                "Expected tensors only; try a .safetensors copy."
-            ) from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise ValueError(
-            f"Got a damaged or truncated file {path.name} ({reason}). Try copying or downloading it again."
-        ) from error
-    return dict(loaded) if isinstance(loaded, Mapping) else {"tensor": loaded}
 
 
 def _from_own_layout(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> NegativeEmbedding:
@@ -309,27 +281,59 @@ def _from_own_layout(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
             "Try a newer version of this package."
         )
     try:
-        stored = json.loads(metadata.get("provenance", "{}"))
-        provenance = Provenance(**{k: v for k, v in stored.items() if k in Provenance.__dataclass_fields__})
-        if not isinstance(provenance.sampling, Mapping):
-            raise TypeError(f"sampling is {type(provenance.sampling).__name__}, no mapping")
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"Got unreadable provenance in {path.name} ({error}); the file was altered.") from error
+        provenance = _read_provenance(metadata.get("provenance", "{}"))
+    except ValueError as error:
+        raise ValueError(f"Got unreadable provenance in {path.name} ({error}). Try the file's original.") from error
     layout = ("tokens", "mask", "pooled") if "tokens" in tensors else ("conditioning_data_0", "attention_mask_0", "")
     tokens, mask, pooled = (tensors.get(key) for key in layout)
     if tokens is None:
-        raise ValueError(f"Got no tokens in {path.name}, found {sorted(tensors)}; the file was altered.")
+        names = ", ".join(repr(key)[:40] for key in sorted(tensors)[:5])
+        raise ValueError(f"Got no tokens in {path.name}, found {names}; the file was altered.")
     return NegativeEmbedding(tokens, metadata.get("family", ""), mask, pooled, provenance)
+
+
+def _read_provenance(text: str) -> Provenance:
+    """Errors: ValueError for what is no JSON, too large or nested too deeply, and for values of another type."""
+    if len(text) > MAX_PROVENANCE:
+        raise ValueError(f"{len(text):,} characters, expected at most {MAX_PROVENANCE:,}")
+    try:
+        stored = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"nested more than {MAX_NESTING} deep") from error
+    if not isinstance(stored, dict):
+        raise ValueError(f"got {type(stored).__name__}, expected names and values")
+    if nesting(stored) > MAX_NESTING:
+        raise ValueError(f"nested more than {MAX_NESTING} deep")
+    hints = typing.get_type_hints(Provenance)
+    plain = {name: hint for name, hint in hints.items() if name not in ("notes", "sampling")}
+    accepted, faults = read({name: value for name, value in stored.items() if name in plain}, plain)
+    for name in ("notes", "sampling"):
+        if isinstance(stored.get(name, {}), dict):
+            accepted[name] = stored.get(name, {})
+        else:
+            faults.append(f"{name} is {type(stored[name]).__name__}, no mapping")
+    if faults:
+        raise ValueError(" ".join(faults))
+    return Provenance(**accepted)
+
+
+def nesting(value: Any) -> int:
+    """How many levels of mappings and lists ``value`` has, itself included; no recursion, so any depth is counted."""
+    level, depth = [value], 0
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth
 
 
 TEXTUAL_INVERSION_KEYS = {"string_to_param", "emb_params", "string_to_token", "clip_l", "clip_g"}
 
 
-def _pick_tensors(path: Path, tensors: Mapping[str, Any]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _pick_tensors(path: Path, tensors: Mapping[Any, Any]) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if TEXTUAL_INVERSION_KEYS & set(tensors):
         raise ValueError(
             f"{path.name} is a textual-inversion embedding (vectors at the text encoder's input); a ReNeg embedding is "
-            "the encoder's output. Use it in a prompt as embedding:name instead."
+            "the encoder's output. Try it in a prompt, as embedding:name."
         )
     if "conditioning_data_0" in tensors:
         return tensors["conditioning_data_0"], tensors.get("attention_mask_0"), None
@@ -337,5 +341,6 @@ def _pick_tensors(path: Path, tensors: Mapping[str, Any]) -> tuple[Tensor, Tenso
     if "tokens" in found:
         return found["tokens"], found.get("mask"), found.get("pooled")
     if len(found) != 1:
-        raise ValueError(f"Got {len(found)} tensors {sorted(found)[:5]} in {path.name}, expected one embedding tensor.")
+        names = ", ".join(sorted(repr(key)[:40] for key in found)[:5]) or "none"
+        raise ValueError(f"Got {len(found)} tensors ({names}) in {path.name}, expected one embedding tensor.")
     return next(iter(found.values())), None, None

@@ -137,5 +137,10 @@ class DiffusionModel(Protocol):
         ...
 
     def digest(self) -> str:
-        """A SHA-256 that tells this model's weights from others', for provenance."""
+        """A SHA-256 that tells this model's denoiser from others', for provenance."""
+        ...
+
+    def contents(self) -> dict[str, str]:
+        """What a run with this model rests on, by part in words: "denoiser", "text encoder", "VAE", "precision" and the
+        like; weights as :func:`reneg_core.digests.digest_of` gives them. A run goes on only with equal ones."""
         ...

@@ -1,7 +1,6 @@
 """Scoring picture files: which files, which prompt belongs to each, what every reward says."""
 
 import glob
-import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from reneg_core.picture_metadata import read_prompt
 from reneg_core.rewards import Reward, RewardMix, load_reward
 from reneg_core.rewards.base import device_of
 from reneg_core.rewards.pixels import Pixels, form, joined, size_in_bytes
+from reneg_core.text_file import checked_prompts, read_json, read_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 WAITING_BYTES = 1 << 28  # of pictures that wait for others of their size
@@ -84,7 +84,7 @@ def prompts_for(
 ) -> list[str | None]:
     """One prompt per picture: `prompt` for all, or from `prompt_file`, or from each picture's own metadata (None if it
     has none). The file holds one prompt per line in the order of the pictures, or is JSON: a list, or an object from
-    file name to prompt.
+    file name to prompt. Errors: OSError; ValueError for files that hold no such text.
 
     failed: receives what is wrong with each picture that cannot be read; without it the first raises PictureError.
     """
@@ -92,15 +92,20 @@ def prompts_for(
         return [prompt] * len(paths)
     if prompt_file is None:
         return [_own_prompt(path, failed) for path in paths]
-    entries = _prompt_entries(Path(prompt_file))
+    path = Path(prompt_file)
+    entries = read_json(path) if path.suffix == ".json" else read_text(path).splitlines()
     if isinstance(entries, Mapping):
-        return [entries.get(str(path), entries.get(path.name)) for path in paths]
+        found = [entries.get(str(picture), entries.get(picture.name)) for picture in paths]
+        checked_prompts([entry for entry in found if entry is not None], path)
+        return found
+    if not isinstance(entries, list):
+        raise ValueError(f"Got {path} with {type(entries).__name__}, expected a list of prompts or names with prompts.")
     if len(entries) != len(paths):
         raise ValueError(
             f"{prompt_file} has {len(entries)} prompts for {len(paths)} pictures; expected as many, "
             "or a JSON object from file name to prompt"
         )
-    return list(entries)
+    return checked_prompts(entries, path)
 
 
 def _own_prompt(path: Path, failed: dict[Path, str] | None) -> str | None:
@@ -111,18 +116,6 @@ def _own_prompt(path: Path, failed: dict[Path, str] | None) -> str | None:
             raise
         failed[path] = str(error)
         return None
-
-
-def _prompt_entries(path: Path) -> Sequence[str] | Mapping[str, str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        entries = json.loads(text) if path.suffix == ".json" else text.splitlines()
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); expected UTF-8 lines of text or JSON") from error
-    values = entries.values() if isinstance(entries, Mapping) else entries
-    if isinstance(entries, (str, int, float)) or not all(isinstance(value, str) for value in values or ()):
-        raise ValueError(f"{path}: expected a JSON list of prompts, or an object from file name to prompt")
-    return entries
 
 
 def score_files(

@@ -1,10 +1,25 @@
 """Plain values, as YAML, JSON and command lines give them, turned into what a dataclass says it holds."""
 
 import difflib
+import reprlib
 import typing
 from collections.abc import Collection, Mapping
 from types import UnionType
 from typing import Any
+
+LARGEST = 2**64
+"""Whole numbers are smaller than this in size: what a seed may be, and more than anything else needs."""
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = 160
+_brief.maxlong = 40
+
+
+def shown(value: Any) -> str:
+    """``repr`` of anything, cut to a length that a message can bear; deep and self-repeating values are cut too."""
+    try:
+        return _brief.repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return f"a {type(value).__name__} too large to show"
 
 
 def coerce(value: Any, hint: Any) -> Any:
@@ -20,9 +35,11 @@ def coerce(value: Any, hint: Any) -> Any:
     if hint is float and not isinstance(value, bool):
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
+        value = int(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise TypeError
+    if hint is int and abs(value) >= LARGEST:
+        raise OverflowError
     return value
 
 
@@ -51,8 +68,9 @@ def type_name(hint: Any) -> str:
 
 def unknown(name: object, known: Collection[str]) -> str:
     """One sentence for a name that is not ``known``, with the nearest that is."""
-    near = difflib.get_close_matches(str(name), known, 1)
-    return f"{name}: unknown setting, " + (f"did you mean {near[0]}?" if near else f"expected {', '.join(known)}.")
+    text = name if isinstance(name, str) and len(name) <= 80 else shown(name)
+    near = difflib.get_close_matches(text, known, 1)
+    return f"{text}: unknown setting, " + (f"did you mean {near[0]}?" if near else f"expected {', '.join(known)}.")
 
 
 def read(values: Mapping[str, Any], hints: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:
@@ -65,5 +83,5 @@ def read(values: Mapping[str, Any], hints: Mapping[str, Any], prefix: str = "") 
         try:
             accepted[name] = coerce(value, hints[name])
         except (TypeError, ValueError, OverflowError):
-            faults.append(f"{prefix}{name}: got {value!r}, expected {type_name(hints[name])}.")
+            faults.append(f"{prefix}{name}: got {shown(value)}, expected {type_name(hints[name])}.")
     return accepted, faults

@@ -4,7 +4,6 @@ Work runs inside the host's own sampling call, so that patches, hooks, wrappers 
 for every sampler; only the loop in between is the core's.
 """
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
+from reneg_core.digests import DIGEST, digest_of, sha256_of
 from reneg_core.model import Branch, Conditioning, DiffusionModel, concat
 from reneg_core.sampling import NATIVE, Sampling, Size
 
@@ -28,6 +28,7 @@ from .text import encode, encode_alone, family_of
 
 T = TypeVar("T")
 CACHED_PROMPTS = 512
+PROBE = "a photograph of 7 red foxes, snow; watercolour"
 PICTURE = Size(512, 512)
 GRADIENT_MEMORY = 4  # a pass with gradient keeps about this many times what the host estimates for one without
 
@@ -219,11 +220,18 @@ class HostModel(DiffusionModel):
 
     def digest(self) -> str:
         """SHA-256 over the denoiser's weights as they are loaded, LoRAs included."""
-        sha = hashlib.sha256()
-        for name, tensor in sorted(self._patcher.model.diffusion_model.state_dict().items()):
-            sha.update(name.encode())
-            sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return sha.hexdigest()
+        return sha256_of(self._patcher.model.diffusion_model.state_dict())
+
+    def contents(self) -> dict[str, str]:
+        """See :class:`DiffusionModel`; the text encoder by what it makes of a prompt, which counts its patches in."""
+        part = self._encode_one(PROBE)
+        tensors = {"tokens": part.tokens, "mask": part.mask, "pooled": part.pooled}
+        return {
+            "precision": str(self.dtype).removeprefix("torch."),
+            "denoiser": DIGEST + self.digest(),
+            "text encoder": digest_of({name: t for name, t in tensors.items() if t is not None}),
+            "VAE": digest_of(self._vae.first_stage_model.state_dict()),
+        }
 
     @property
     def _sampling(self) -> Any:

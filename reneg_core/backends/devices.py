@@ -8,7 +8,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def pick_device(name: str = "auto") -> torch.device:
     """``"auto"``: CUDA, then MPS, then CPU; any other name as torch takes it. ValueError if it is not there."""
     if name != "auto":
-        device = torch.device(name)
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"Got device {name!r}, expected auto, cpu, cuda, cuda:1 or mps.") from error
         if (device.type == "cuda" and not torch.cuda.is_available()) or (
             device.type == "mps" and not torch.backends.mps.is_available()
         ):

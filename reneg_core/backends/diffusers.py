@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..conventions import family_of_width
+from ..digests import DIGEST, digest_of, sha256_of
 from ..model import Branch, Conditioning, DiffusionModel
 from ..settings import NATIVE, Sampling, Size
 from .parameterisation import Parameterisation
@@ -188,11 +189,22 @@ class DiffusersModel(DiffusionModel):
 
     def digest(self) -> str:
         """SHA-256 over the denoiser's weights in name order: the same model from a folder or a file, per dtype."""
-        sha = hashlib.sha256()
-        for name, tensor in sorted(self.network.state_dict().items()):
-            sha.update(name.encode())
-            sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-        return sha.hexdigest()
+        return sha256_of(self.network.state_dict())
+
+    def contents(self) -> dict[str, str]:
+        """See :class:`DiffusionModel`."""
+        parts = {name: part for name, part in self.pipeline.components.items() if part is not None}
+        encoders = {name: digest_of(part.state_dict()) for name, part in parts.items() if "text_encoder" in name}
+        words = {name: sorted(part.get_vocab().items()) for name, part in parts.items() if "tokenizer" in name}
+        vocabularies = {name: hashlib.sha256(repr(entries).encode()).hexdigest() for name, entries in words.items()}
+        return {
+            "precision": str(self.dtype).removeprefix("torch."),
+            "prediction type": self.parameterisation.prediction,
+            "denoiser": DIGEST + self.digest(),
+            "VAE": digest_of(parts["vae"].state_dict()),
+            **{name.replace("_", " "): found for name, found in encoders.items()},
+            **{name.replace("_", " "): DIGEST + found for name, found in vocabularies.items()},
+        }
 
 
 @contextmanager

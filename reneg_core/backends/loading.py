@@ -1,6 +1,7 @@
 """From a name to a model: a pipeline folder, a hub id or a single checkpoint, told apart before anything is loaded."""
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,21 +80,26 @@ def _load_pipeline(source: str, dtype: torch.dtype, config: str | Path | None) -
     import diffusers
 
     path = _resolve(source)
+    single = path is not None and path.is_file()
+    kind = _class_name(path, source)
+    options: dict[str, Any] = {"torch_dtype": dtype, **_family(kind, source).load_options}
     try:
-        kind = _class_name(path, source)
-        options: dict[str, Any] = {"torch_dtype": dtype, **_family(kind, source).load_options}
         pipeline = getattr(diffusers, kind)
-        if path is not None and path.is_file():
+        if single:
             extra = {"config": str(config), "local_files_only": Path(config).exists()} if config else {}
             return pipeline.from_single_file(str(path), **options, **extra)
         return pipeline.from_pretrained(str(path or source), **options)
-    except (OSError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        hint = " For a single file give --config a pipeline folder of the same architecture." if path else ""
-        raise ValueError(
-            f"Could not load {source!r} as a model ({reason}). Expected a diffusers pipeline folder, "
-            f"a .safetensors checkpoint, or a hub id.{hint}"
-        ) from error
+    except Exception as error:  # files of another kind, or damaged ones, break the loaders in many ways
+        hint = " Try --model-config FOLDER (in a training: model_config=FOLDER), a pipeline folder of its architecture."
+        raise _unreadable(source, error, hint if single and not config else "") from error
+
+
+def _unreadable(source: str, error: Exception, hint: str = "") -> ValueError:
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return ValueError(
+        f"Could not load {source!r} as a model ({reason}). Expected a diffusers pipeline folder, "
+        f"a .safetensors checkpoint, or a hub id.{hint}"
+    )
 
 
 def _resolve(source: str) -> Path | None:
@@ -102,7 +108,7 @@ def _resolve(source: str) -> Path | None:
         from ..tiny import pipeline_path
 
         return pipeline_path()
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_file() and path.suffix != ".safetensors":
         raise ValueError(f"Got {path.name}, expected a .safetensors checkpoint: pickled checkpoints can run code.")
     if path.exists():
@@ -117,7 +123,10 @@ def _class_name(path: Path | None, source: str) -> str:
     if path is None:
         from diffusers import DiffusionPipeline
 
-        return DiffusionPipeline.load_config(source)["_class_name"]
+        try:
+            return str(DiffusionPipeline.load_config(source)["_class_name"])
+        except (OSError, ValueError, KeyError) as error:
+            raise _unreadable(source, error) from error
     if path.is_file():
         return _class_of_file(path)
     index = path / "model_index.json"
@@ -125,8 +134,9 @@ def _class_name(path: Path | None, source: str) -> str:
         raise ValueError(f"Got the folder {path} without a model_index.json, expected a diffusers pipeline folder.")
     try:
         return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
-    except ValueError as error:
-        raise ValueError(f"Got an unreadable {index} ({error}), expected a diffusers pipeline folder.") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"Got an unreadable {index} ({reason}), expected a diffusers pipeline folder.") from error
 
 
 def _class_of_file(path: Path) -> str:
@@ -136,7 +146,7 @@ def _class_of_file(path: Path) -> str:
         with safe_open(path, framework="pt") as file:
             keys = list(file.keys())
     except SafetensorError as error:
-        raise OSError(f"damaged or truncated: {error}") from error
+        raise _unreadable(str(path), error) from error
     found = next((kind for start, kind in SINGLE_FILES.items() if any(key.startswith(start) for key in keys)), None)
     if found not in PIPELINES:
         what = f"a single file of {found}" if found else "a single file without the parts of a whole checkpoint"

@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..embedding import NegativeEmbedding, atomic_write, load_embedding
+from ..embedding import NegativeEmbedding, load_embedding
+from ..files import check_folder, write_picture, write_text
 from ..rewards import load_reward
 from ..sampling import Sampling
+from ..text_file import printable
 from ..training import AdaptConfig, AdaptResult, adapt
 from ..training.names import merge, normalised
 from ..training.run_config import parse_override
@@ -21,6 +23,7 @@ from .common import (
     reward_dtype_of,
     setting_lines,
 )
+from .values import prompt_text, whole_number
 
 DESCRIPTION = """\
 Adapt a global embedding to single (prompt, seed) pairs: at most 10 steps each, the best is kept, so that no pair ends
@@ -41,9 +44,9 @@ def add_parser(subparsers: Any) -> None:
     )
     add_model_options(parser)
     parser.add_argument("--embedding", required=True, metavar="FILE", help="where each adaptation starts")
-    parser.add_argument("--prompt", action="append", default=[], help="repeat for several")
+    parser.add_argument("--prompt", type=prompt_text, action="append", default=[], help="repeat for several")
     parser.add_argument("--prompts", default="", metavar="FILE", help="text file with one prompt per line")
-    parser.add_argument("--seed", type=int, default=42, help="the noise of every pair (%(default)s)")
+    parser.add_argument("--seed", type=whole_number(0), default=42, help="the noise of every pair (%(default)s)")
     parser.add_argument("--reward", default="tiny", help="name or mix (%(default)s)")
     parser.add_argument("--weights", default=None, help="the reward's weights: file or folder")
     add_reward_dtype(parser)
@@ -58,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     start = load_embedding(args.embedding)
     config = settings_of(args, start)
     prompts = args.prompt or read_prompts(args.prompts, "test", args.model)
+    check_folder(args.output)
     model = load_model_of(args)
     reward = load_reward(args.reward, weights=args.weights, device=model.device, dtype=reward_dtype_of(args))
     from tqdm import tqdm
@@ -83,8 +87,8 @@ def _write(folder: Path, prompts: list[str], seed: int, result: AdaptResult, sta
     for index, prompt in enumerate(prompts):
         name = f"{index:05d}"
         result.embedding(index, start).save(folder / f"{name}.safetensors", overwrite=True)
-        to_image(result.images[index]).save(folder / f"{name}.png")
+        write_picture(folder / f"{name}.png", to_image(result.images[index]))
         before, after, step = (v[index].item() for v in (result.start_rewards, result.rewards, result.steps))
         rows.append({"file": name, "prompt": prompt, "seed": seed, "start": before, "reward": after, "step": step})
-        print(f"{name}  {before:8.4f} -> {after:8.4f}  step {step:2d}  {prompt}")
-    atomic_write(folder / "adapted.json", json.dumps(rows, indent=1).encode())
+        print(f"{name}  {before:8.4f} -> {after:8.4f}  step {step:2d}  {printable(prompt)}")
+    write_text(folder / "adapted.json", json.dumps(rows, indent=1))

@@ -5,6 +5,8 @@ import sys
 from typing import Any
 
 from ..comfy_client import ComfyClient, Progress, apply_settings, load_workflow
+from ..files import check_folder
+from ..text_file import printable
 
 
 def add_parser(subparsers: Any) -> None:
@@ -41,11 +43,12 @@ def run_workflow(args: argparse.Namespace) -> int:
     graph = load_workflow(args.workflow)
     apply_settings(graph, args.settings)
     client = ComfyClient(args.server)
+    check_folder(args.output)
     outputs = client.run(graph, (lambda progress: None) if args.quiet else _Printer().show)
     if not args.quiet:
         for node_id, output in outputs.items():
             for text in output.get("text", []):
-                print(f"[{node_id}] {text}", file=sys.stderr)
+                print(printable(f"[{node_id}] {text}"), file=sys.stderr)
     for path in client.save_images(outputs, args.output):
         print(path)
     return 0

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from ..embedding import NegativeEmbedding
+from ..files import write_picture
 from ..model import DiffusionModel
 from ..rewards.precision import PRECISIONS
 from ..sampling import SOLVER_WORDS, SPACINGS, Sampling
+from ..text_file import read_prompt_lines
+from .values import MOST, finite_number, whole_number
 
 HANDCRAFTED = (
     "distorted, ugly, blurry, low resolution, low quality, bad, deformed, disgusting, Overexposed, Simple background, "
@@ -56,16 +59,16 @@ def reward_dtype_of(args: argparse.Namespace) -> torch.dtype:
     return PRECISIONS[args.reward_dtype]
 
 
-SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
-    "steps": (int, "sampling steps"),
-    "guidance_scale": (float, "how far guidance moves away from the negative"),
+SAMPLING_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "steps": (whole_number(1, MOST), "sampling steps"),
+    "guidance_scale": (finite_number(), "how far guidance moves away from the negative"),
     "solver": (str, f"one of {', '.join(SOLVER_WORDS)} (euler is ddim)"),
     "spacing": (str, f"where the noise levels lie: {', '.join(SPACINGS)} (model: as the model's scheduler says)"),
-    "guidance_start": (float, "share of the schedule at which guidance begins, 0 to 1"),
-    "guidance_end": (float, "share of the schedule at which guidance ends, 0 to 1"),
-    "guidance_rescale": (float, "give the guided estimate back its spread, 0 (off) to 1"),
-    "height": (int, "pixels; the model's own without it"),
-    "width": (int, "pixels; the model's own without it"),
+    "guidance_start": (finite_number(0, 1), "share of the schedule at which guidance begins, 0 to 1"),
+    "guidance_end": (finite_number(0, 1), "share of the schedule at which guidance ends, 0 to 1"),
+    "guidance_rescale": (finite_number(0, 1), "give the guided estimate back its spread, 0 (off) to 1"),
+    "height": (whole_number(1, MOST), "pixels; the model's own without it"),
+    "width": (whole_number(1, MOST), "pixels; the model's own without it"),
 }
 """What of a :class:`~reneg_core.sampling.Sampling` the command line can say, under the names of its mapping."""
 
@@ -78,7 +81,7 @@ def add_sampling_options(parser: argparse.ArgumentParser, default: str) -> None:
     group = parser.add_argument_group("sampling", f"What is not given here is {default}.")
     for name, (kind, words) in SAMPLING_OPTIONS.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=words)
-    group.add_argument("--batch-size", type=int, default=None, help="pictures at once (4; the tiny world: 64)")
+    group.add_argument("--batch-size", type=whole_number(1), default=None, help="at once (4; the tiny world: 64)")
 
 
 def given_sampling(args: argparse.Namespace) -> dict[str, Any]:
@@ -136,7 +139,7 @@ def load_model_of(args: argparse.Namespace) -> DiffusionModel:
 def read_prompts(source: str, split: str, model: str) -> list[str]:
     """Prompts from a text file, one per line, or the tiny world's own for an empty ``source``.
 
-    split: ``train``, ``validation`` or ``test``. Errors: FileNotFoundError, ValueError for none.
+    split: ``train``, ``validation`` or ``test``. Errors: FileNotFoundError, OSError, ValueError for none or no text.
     """
     if not source:
         if model != "tiny":
@@ -147,7 +150,7 @@ def read_prompts(source: str, split: str, model: str) -> list[str]:
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"No prompt file at {path}. Expected a text file with one prompt per line.")
-    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    prompts = read_prompt_lines(path)
     if not prompts:
         raise ValueError(f"Got the empty prompt file {path}, expected one prompt per line.")
     return prompts
@@ -173,7 +176,10 @@ def independent_parts(model: str) -> dict[str, Callable[[Tensor, list[str]], dic
 
 @contextmanager
 def graceful_stop() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into an answer of the yielded function; a second one interrupts at once."""
+    """Turn the first SIGINT, SIGTERM or SIGHUP into an answer of the yielded function; a second one interrupts at once.
+
+    A signal that is ignored (SIGHUP under nohup) stays ignored.
+    """
     asked = False
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -183,7 +189,12 @@ def graceful_stop() -> Iterator[Callable[[], bool]]:
         asked = True
         print("\nStopping after this micro-batch; once more to quit at once.", file=sys.stderr, flush=True)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]  # Windows has no SIGHUP
+    before = {
+        number: signal.signal(number, handle)
+        for number in numbers
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield lambda: asked
     finally:
@@ -192,16 +203,30 @@ def graceful_stop() -> Iterator[Callable[[], bool]]:
 
 
 class ProgressObserver:
-    """A tqdm bar with reward, time left and memory; preview grids in ``directory/previews``; TensorBoard if asked."""
+    """A tqdm bar with reward, time left and memory; preview grids in ``directory/previews``; TensorBoard if asked.
+
+    The bar appears with the first step or validation, so that nothing that is said before is written into its line. A
+    preview that cannot be written is said once and stops nothing.
+    """
 
     def __init__(self, total: int, start: int, directory: Path, tensorboard: bool = False, quiet: bool = False) -> None:
-        from tqdm import tqdm
-
+        self.total, self.start = total, start
         self.directory = directory
-        self.bar = tqdm(total=total, initial=start, unit="step", desc="learning", disable=quiet, mininterval=0.5)
         self.shown: dict[str, str] = {}
         self.writer = _tensorboard(directory) if tensorboard and not quiet else None
         self.quiet = quiet
+        self.previews = not quiet
+        self._bar: Any = None
+
+    @property
+    def bar(self) -> Any:
+        """The bar, made when it is first needed."""
+        if self._bar is None:
+            from tqdm import tqdm
+
+            options = {"unit": "step", "desc": "learning", "disable": self.quiet, "mininterval": 0.5}
+            self._bar = tqdm(total=self.total, initial=self.start, **options)
+        return self._bar
 
     def on_step(self, record: dict[str, Any]) -> None:
         self.shown |= {"reward": f"{record['reward']:.3f}", "MiB": str(record["memory_mib"])}
@@ -211,21 +236,26 @@ class ProgressObserver:
 
     def on_validation(self, record: dict[str, Any], images: Tensor, prompts: list[str]) -> None:
         self.shown["validation"] = f"{record['reward']:.3f}" + ("*" if record["best"] else "")
-        if self.quiet:
-            return
-        from ..evaluation import grid
-
-        folder = self.directory / "previews"
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = [[image] for image in images]
-        picture = grid(rows, row_labels=prompts, column_labels=[f"step {record['step']}"])
-        picture.save(folder / f"step-{record['step']:06d}.png")
+        self.bar.set_postfix(self.shown)
+        if self.previews:
+            self._preview(record["step"], images, prompts)
         self._log(record)
 
     def close(self) -> None:
-        self.bar.close()
+        if self._bar is not None:
+            self._bar.close()
         if self.writer:
             self.writer.close()
+
+    def _preview(self, step: int, images: Tensor, prompts: list[str]) -> None:
+        from ..evaluation import grid
+
+        picture = grid([[image] for image in images], row_labels=prompts, column_labels=[f"step {step}"])
+        try:
+            write_picture(self.directory / "previews" / f"step-{step:06d}.png", picture)
+        except OSError as error:
+            self.previews = False
+            self.bar.write(f"note: previews are left out: {error.strerror}", file=sys.stderr)
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.writer:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from ..embedding import NegativeEmbedding, atomic_write
+from ..embedding import NegativeEmbedding
 from ..evaluation import (
     Evaluation,
     Keep,
@@ -27,7 +27,7 @@ from ..training.run_config import load_run_config
 from ..training.workers import Workers
 from .common import ProgressObserver, graceful_stop
 from .evaluate import judges_of, progress_bars
-from .train import prepare, report_result
+from .train import prepare, report_result, say
 
 DESCRIPTION = """\
 Learn a negative embedding for the embedded tiny world (a few minutes on two slow cores), then compare it, on held-out
@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     clock = time.monotonic()
     observer = ProgressObserver(config.steps, 0, directory)
     with graceful_stop() as should_stop:
-        trainer = job.trainer(config, Session(observer, should_stop, resume=True))
-        atomic_write(directory / "config.yaml", config.to_yaml().encode())
+        description = config.anchored().to_yaml()
+        trainer = job.trainer(config, Session(observer, should_stop, True, say=say, description=description))
         try:
             result = trainer.run()
         finally:

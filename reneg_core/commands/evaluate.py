@@ -1,7 +1,6 @@
 """``reneg evaluate``: compare negatives on the same prompts and the same noise, with intervals and a report."""
 
 import argparse
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..evaluation.modes import ADAPTED, BEST_TEXT, EMBEDDING, NONE, TEXT
 from ..evaluation.results import baseline_of
 from ..rewards import Reward, load_reward
 from ..sampling import Sampling
+from ..text_file import checked_prompts
 from ..training import AdaptConfig
 from .common import (
     HANDCRAFTED,
@@ -49,6 +49,7 @@ from .protocol import (
     tables_of_pictures,
 )
 from .score import weights_of
+from .values import MOST, finite_number, prompt_text, whole_number
 
 DESCRIPTION = """\
 Sample every prompt once per noise and mode, from the same noise for every mode, score the pictures, and write
@@ -94,8 +95,10 @@ def add_parser(subparsers: Any) -> None:
     )
     add_reward_dtype(parser)
     parser.add_argument("--measure", action="append", default=[], metavar="REWARD", help="a further judge; repeat")
-    parser.add_argument("--pictures", type=int, default=8, help="rows of the grid (%(default)s)")
-    parser.add_argument("--losses", type=int, default=6, help="pairs to show where the embedding loses (%(default)s)")
+    parser.add_argument("--pictures", type=whole_number(0, MOST), default=8, help="rows of the grid (%(default)s)")
+    parser.add_argument(
+        "--losses", type=whole_number(0, MOST), default=6, help="pairs to show where the embedding loses (%(default)s)"
+    )
     parser.add_argument("--baseline", default="", metavar="MODE", help="what it loses against (none, else the first)")
     parser.add_argument("--output", default="runs/evaluation", help="folder (%(default)s)")
     add_protocol_options(parser)
@@ -104,7 +107,9 @@ def add_parser(subparsers: Any) -> None:
 
 def _add_mode_options(group: Any) -> None:
     group.add_argument("--embedding", nargs="+", action="extend", default=[], metavar="FILE", help="one or several")
-    group.add_argument("--negative-prompt", default=None, help="for the mode text (a handcrafted one)")
+    group.add_argument(
+        "--negative-prompt", type=prompt_text, default=None, help="for the mode text (a handcrafted one)"
+    )
     group.add_argument(
         "--best-text", nargs=2, action="append", default=[], metavar=("TEXT", "STRENGTH"),
         help="a further handwritten negative as null + STRENGTH * (TEXT - null); repeat",
@@ -118,12 +123,14 @@ def _add_mode_options(group: Any) -> None:
 def _add_pair_options(group: Any) -> None:
     group.add_argument("--prompts", default="", metavar="FILE", help="one prompt per line (the tiny world's test set)")
     group.add_argument(
-        "--noises", type=int, default=None, metavar="K",
+        "--noises", type=whole_number(1, MOST), default=None, metavar="K",
         help=f"pictures per prompt, each with a noise of its own ({NOISES}; with --protocol 1)",
     )  # fmt: skip
-    group.add_argument("--noise-seed", type=int, default=0, metavar="N", help="another set of noises (%(default)s)")
     group.add_argument(
-        "--seeds", type=int, default=None, metavar="K",
+        "--noise-seed", type=whole_number(0), default=0, metavar="N", help="another set of noises (%(default)s)"
+    )
+    group.add_argument(
+        "--seeds", type=whole_number(1, MOST), default=None, metavar="K",
         help="instead of --noises: the same K noises for all prompts (wider intervals)",
     )  # fmt: skip
 
@@ -132,8 +139,6 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print the headline and the report's path."""
     if args.batch_size is None:
         args.batch_size = default_batch_size(args.model)
-    if args.batch_size < 1:
-        raise ValueError(f"Got --batch-size {args.batch_size}, expected 1 or more: pictures at once.")
     if (args.from_pictures or args.limit) and not args.protocol:
         raise ValueError("--from-pictures and --limit belong to a published protocol: give --protocol too.")
     if args.from_pictures:
@@ -182,9 +187,6 @@ def chosen_pairs(args: argparse.Namespace, prompts: Sequence[str]) -> Pairs:
         raise ValueError(
             "Got --noises and --seeds, expected one of them: noises of their own, or shared by all prompts."
         )
-    for option, value in given.items():
-        if value is not None and value < 1:
-            raise ValueError(f"Got {option} {value}, expected 1 or more: pictures per prompt.")
     if args.seeds:
         return Pairs.shared(prompts, range(args.noise_seed, args.noise_seed + args.seeds))
     return Pairs.own(prompts, args.noises or (1 if args.protocol else NOISES), args.noise_seed)
@@ -195,7 +197,9 @@ def chosen_rivals(
 ) -> Rivals:
     """What the options say about the modes ``names``; ValueError for a strength or scale that is no number."""
     texts = {TEXT: Words(handwritten(args.model) if args.negative_prompt is None else args.negative_prompt)}
-    texts |= numbered(BEST_TEXT, [Words(text, _number("--best-text", strength)) for text, strength in args.best_text])
+    strong = checked_prompts([text for text, _ in args.best_text], "--best-text")
+    strengths = [_number("--best-text", strength) for _, strength in args.best_text]
+    texts |= numbered(BEST_TEXT, list(map(Words, strong, strengths)))
     several = numbered(EMBEDDING, args.embedding) if len(embeddings) > 1 else {}
     samplings = own_samplings(args.scale, sampling)
     adapting = None
@@ -236,12 +240,9 @@ def own_samplings(entries: Sequence[str], sampling: Sampling) -> dict[str, Sampl
 
 def _number(option: str, text: str) -> float:
     try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"Got {text!r} for {option}, expected a number.")
-    return number
+        return finite_number()(text)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"{option}: {error}.") from error
 
 
 def judges_of(reward: Reward, model: str, others: Mapping[str, Measure]) -> Judges:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..embedding import NegativeEmbedding, load_embedding
+from ..files import check_folder, write_picture
 from ..model import Conditioning, DiffusionModel
 from ..sampling import Sampling, sample
 from .common import (
@@ -19,6 +20,7 @@ from .common import (
     load_model_of,
     read_prompts,
 )
+from .values import MOST, finite_number, prompt_text, whole_number
 
 DESCRIPTION = """\
 Make pictures. --prompt-type says what stands in the negative branch:
@@ -40,16 +42,18 @@ def add_parser(subparsers: Any) -> None:
     add_sampling_options(
         parser, "what the embedding was learned for, else 30 DDIM steps at guidance scale 7.5 (the tiny world: 3)"
     )
-    parser.add_argument("--prompt", action="append", default=[], help="repeat for several")
+    parser.add_argument("--prompt", type=prompt_text, action="append", default=[], help="repeat for several")
     parser.add_argument("--prompts", default="", metavar="FILE", help="text file with one prompt per line")
     parser.add_argument("--prompt-type", choices=("neg_emb", "neg_prompt", "only_pos"), default="neg_emb")
     parser.add_argument("--neg-embedding", "--neg-emb", default="", metavar="FILE", help="for neg_emb")
-    parser.add_argument("--negative-prompt", default=HANDCRAFTED, help="for neg_prompt")
+    parser.add_argument("--negative-prompt", type=prompt_text, default=HANDCRAFTED, help="for neg_prompt")
     parser.add_argument(
-        "--strength", type=float, default=1.0, help="embedding against the empty prompt: 0 none, 1 full"
+        "--strength", type=finite_number(), default=1.0, help="embedding against the empty prompt: 0 none, 1 full"
     )
-    parser.add_argument("--seed", type=int, default=42, help="of the first picture; the next count up (%(default)s)")
-    parser.add_argument("--images-per-prompt", type=int, default=1)
+    parser.add_argument(
+        "--seed", type=whole_number(0), default=42, help="of the first picture; the next count up (%(default)s)"
+    )
+    parser.add_argument("--images-per-prompt", type=whole_number(1, MOST), default=1)
     parser.add_argument("--output", default="pictures", help="folder (%(default)s)")
     parser.set_defaults(run=run)
 
@@ -62,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--prompt-type neg_emb needs --neg-embedding FILE. Try that, or neg_prompt, or only_pos.")
     embedding = load_embedding(args.neg_embedding) if args.prompt_type == "neg_emb" else None
     sampling = chosen_sampling(args, embedding)
+    check_folder(args.output)
     model = load_model_of(args)
     if embedding:
         embedding.require(model.family, model.width, model.max_tokens)
@@ -94,7 +99,6 @@ def _draw(
 
     negative, paths = negative_of(model, embedding, args), []
     folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
     for first in range(0, len(jobs), args.batch_size):
         prompts, seeds = zip(*jobs[first : first + args.batch_size], strict=True)
         noise = model.noise(seeds, sampling.size)
@@ -104,6 +108,6 @@ def _draw(
             settings = {name: getattr(args, name) for name in ("model", "prompt_type", "neg_embedding")}
             settings |= {**sampling.to_mapping(), "prompt": prompts[offset], "seed": seeds[offset]}
             info.add_text("reneg", json.dumps(settings))
-            paths.append(folder / f"{first + offset:05d}-{args.prompt_type}-seed{seeds[offset]}.png")
-            to_image(image).save(paths[-1], pnginfo=info)
+            name = f"{first + offset:05d}-{args.prompt_type}-seed{seeds[offset]}.png"
+            paths.append(write_picture(folder / name, to_image(image), pnginfo=info))
     return paths

@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import math
 from dataclasses import asdict
 from typing import Any
 
 from ..embedding import NegativeEmbedding, describe_family, load_embedding
+from ..text_file import printable
 
 
 def add_parser(subparsers: Any) -> None:
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
             facts["against the empty prompt"] = embedding.compare(NegativeEmbedding(null.tokens, model.family))
     if args.compare:
         facts[f"against {args.compare}"] = embedding.compare(load_embedding(args.compare))
-    print(json.dumps(facts, indent=2) if args.json else as_text(facts))
+    print(as_json(facts) if args.json else as_text(facts))
     return 0
 
 
@@ -53,12 +55,29 @@ def describe(embedding: NegativeEmbedding) -> dict[str, Any]:
     return facts | {"provenance": known or "none: the file does not say where it comes from"}
 
 
+def as_json(facts: dict[str, Any]) -> str:
+    """The facts as JSON; NaN and infinity, which it does not have, as null."""
+    return json.dumps(_finite(facts), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def as_text(facts: dict[str, Any], indent: str = "") -> str:
-    """Aligned ``name: value`` lines."""
+    """Aligned ``name: value`` lines, safe to print whatever the file says (:func:`reneg_core.text_file.printable`)."""
+    return printable(_lines(facts, indent))
+
+
+def _lines(facts: dict[str, Any], indent: str) -> str:
     lines = []
     for name, value in facts.items():
         if isinstance(value, dict):
-            lines += [f"{indent}{name}:", as_text(value, indent + "  ")]
+            lines += [f"{indent}{name}:", _lines(value, indent + "  ")]
         elif isinstance(value, list):
             lines.append(f"{indent}{name}: " + " ".join(map(_short, value)))
         else:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..embedding import atomic_write
 from ..evaluation.protocols import (
     HPSv2Table,
     Job,
@@ -21,7 +20,9 @@ from ..evaluation.protocols import (
     score_jobs,
 )
 from ..evaluation.results import Evaluation
+from ..files import write_text
 from ..rewards import Reward
+from .values import whole_number
 
 PROTOCOLS = ("hpsv2", "prompt-set")
 FILE = "protocol.json"
@@ -40,12 +41,12 @@ def add_protocol_options(parser: argparse.ArgumentParser) -> None:
         "--from-pictures", type=Path, metavar="FOLDER",
         help="score pictures made elsewhere, named by their prompt's number (hpsv2: STYLE/00012.jpg)",
     )  # fmt: skip
-    group.add_argument("--limit", type=int, metavar="N", help="only the first N prompts (of each style)")
+    group.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first N prompts (of each style)")
 
 
 def protocol_prompts(protocol: str, source: str, limit: int | None) -> dict[str, list[str]]:
-    """The protocol's prompts by style; a prompt set is one style. Raises ValueError for an empty source or limit."""
-    _check(protocol, source, limit)
+    """The protocol's prompts by style; a prompt set is one style. Raises ValueError for an empty source."""
+    _check(protocol, source)
     if protocol == "hpsv2":
         return hpsv2_prompts(Path(source), limit)
     prompts = [prompt for prompt in read_prompt_list(Path(source)) if prompt.strip()][:limit]
@@ -70,7 +71,7 @@ def picture_jobs(protocol: str, pictures: Path, source: str, limit: int | None) 
     limit: only pictures of the first prompts (of each style). Raises ValueError where none is left, and as
     `protocol_prompts` and `hpsv2_jobs`.
     """
-    _check(protocol, source, limit)
+    _check(protocol, source)
     find = hpsv2_jobs if protocol == "hpsv2" else lambda *folders: {WHOLE: prompt_set_jobs(*folders)}
     jobs = find(pictures, Path(source))
     if limit is not None:
@@ -109,14 +110,12 @@ def report_tables(found: Mapping[str, Tables], protocol: str, directory: str | P
         measure: {mode: asdict(entry) for mode, entry in modes.items()} for measure, modes in found.items()
     }
     path = Path(directory) / FILE
-    atomic_write(path, json.dumps({"protocol": protocol, "tables": plain}, indent=2).encode())
+    write_text(path, json.dumps({"protocol": protocol, "tables": plain}, indent=2))
     lines = [line for modes in found.values() for line in (_hpsv2_lines if protocol == "hpsv2" else _lines)(modes)]
     return "\n".join([*lines, str(path)])
 
 
-def _check(protocol: str, source: str, limit: int | None) -> None:
-    if limit is not None and limit < 1:
-        raise ValueError(f"--limit: got {limit}, expected at least 1")
+def _check(protocol: str, source: str) -> None:
     if not source:
         raise ValueError(f"--protocol {protocol} needs --prompts: the benchmark's own prompt file or folder.")
 

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import check_folder
 from ..score import ScoredImage, columns_of, find_images, load_rewards, prompts_for, score_files
+from ..text_file import printable
 from .common import add_reward_dtype, reward_dtype_of
+from .values import prompt_text, whole_number
 
 DESCRIPTION = """\
 Score pictures with reward models. Higher is better; a mix is standardised part by part.
@@ -36,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="SPEC",
         help="name, mix or python file; repeat for several (see: reneg rewards)",
     )
-    parser.add_argument("--prompt", help="the same prompt for every picture")
+    parser.add_argument("--prompt", type=prompt_text, help="the same prompt for every picture")
     parser.add_argument(
         "--prompts",
         type=Path,
@@ -49,13 +52,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--preprocess", choices=("exact", "smooth"), help="default: exact, as published")
     parser.add_argument(
         "--batch-size",
-        type=int,
+        type=whole_number(1),
         default=16,
         help="at most so many pictures at once (%(default)s); fewer if memory says so",
     )
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
     parser.add_argument("--sort", metavar="NAME", nargs="?", const="", help="best first, by this column or the first")
-    parser.add_argument("--top", type=int, metavar="K", help="only the best K (implies --sort)")
+    parser.add_argument("--top", type=whole_number(1), metavar="K", help="only the best K (implies --sort)")
     parser.add_argument("--write-metadata", action="store_true", help="store the scores in the PNG files")
     parser.set_defaults(run=run)
 
@@ -81,15 +84,14 @@ def run(args: argparse.Namespace) -> int:
     """Print the scores of all pictures that can be read; 1 if there were others, which are named on stderr."""
     from ..picture_metadata import check_png
 
-    for option, value in (("--batch-size", args.batch_size), ("--top", args.top)):
-        if value is not None and value < 1:
-            raise ValueError(f"{option}: got {value}, expected at least 1")
     failed: dict[Path, str] = {}
     paths = find_images(args.images)
     prompts = prompts_for(paths, args.prompt, args.prompts, failed)
     if args.write_metadata:
         for path in paths:
             check_png(path)
+        for folder in {path.parent for path in paths}:
+            check_folder(folder)
     reward = load_rewards(args.reward, **reward_options(args))
     check_sort(args.sort, columns_of(reward, len(args.reward) > 1))
     results = _with_progress(args, reward, paths, prompts, failed)
@@ -143,7 +145,7 @@ def as_json(results: Sequence[ScoredImage]) -> str:
         {"image": str(r.image), "prompt": r.prompt, "score": r.score, "scores": r.scores, "truncated": r.truncated}
         for r in results
     ]
-    return json.dumps(rows, indent=2, ensure_ascii=False)
+    return printable(json.dumps(rows, indent=2, ensure_ascii=False))
 
 
 def as_csv(results: Sequence[ScoredImage]) -> str:
@@ -156,8 +158,17 @@ def as_csv(results: Sequence[ScoredImage]) -> str:
 
 
 def inert(text: object) -> str:
-    """Text that no spreadsheet takes for a formula: an apostrophe goes before a leading = + - @ or tab."""
-    return f"'{text}" if str(text).startswith(tuple("=+-@\t\r")) else str(text)
+    """Text that no spreadsheet takes for a formula, nor a terminal for a command.
+
+    An apostrophe goes before a leading = + - @ (also in full width), tab or line break, spaces before it or not.
+    """
+    text = printable(str(text))
+    return f"'{text}" if text.lstrip(" ").startswith(tuple("=+-@\t\r\n＝＋－＠")) else text
+
+
+def one_line(prompt: str) -> str:
+    """The beginning of a prompt without its line breaks."""
+    return " ".join(prompt.split())[:60]
 
 
 def as_table(results: Sequence[ScoredImage]) -> str:
@@ -167,13 +178,8 @@ def as_table(results: Sequence[ScoredImage]) -> str:
     lines = ["  ".join([f"{'image':<{width}}", *(f"{name:>10}" for name in names), "prompt"])]
     for r in results:
         numbers = [f"{r.scores[name]:>{max(10, len(name))}.4f}" for name in names]
-        lines.append("  ".join([f"{r.image!s:<{width}}", *numbers, ("* " if r.truncated else "") + _line(r.prompt)]))
-    return "\n".join(lines)
-
-
-def _line(text: str) -> str:
-    """The beginning of a text that others wrote, as one line that a terminal shows as it is."""
-    return "".join(letter if letter.isprintable() else " " for letter in text[:60])
+        lines.append("  ".join([f"{r.image!s:<{width}}", *numbers, ("* " if r.truncated else "") + one_line(r.prompt)]))
+    return printable("\n".join(lines))
 
 
 def _with_progress(
@@ -202,5 +208,5 @@ def _report(failed: dict[Path, str], count: int) -> int:
     if failed:
         print(f"reneg score: {len(failed)} of {count} pictures failed:", file=sys.stderr)
         for problem in failed.values():
-            print(f"  {problem}", file=sys.stderr)
+            print(printable(f"  {problem}"), file=sys.stderr)
     return 1 if failed else 0

@@ -1,21 +1,23 @@
 """``reneg train``: learn a negative embedding."""
 
 import argparse
+import os
 import shlex
 import sys
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..embedding import atomic_write
+from ..files import check_folder
 from ..model import DiffusionModel
 from ..rewards import Reward, load_reward
 from ..rewards.precision import PRECISIONS
-from ..training import Batch, Prompts, Reach, Session, Trainer, TrainResult, reward_gradient, split_prompts
+from ..training import Prompts, Session, Trainer, TrainResult, split_prompts
+from ..training.rehearsal import Rehearsal, rehearse
 from ..training.run_config import RunConfig, load_run_config, recipe_names
+from ..training.run_folder import RunFolder
 from ..training.workers import Workers, pick_workers
 from .common import ProgressObserver, graceful_stop, read_prompts, setting_lines
 
@@ -42,8 +44,14 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="name=value", help="settings, see the list above")
     parser.add_argument("--config", default="", help="YAML file or recipe name")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, estimate memory and time, then stop")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest checkpoint; also with more steps",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, measure what the first steps take, then stop"
+    )
     parser.set_defaults(run=run)
 
 
@@ -54,25 +62,59 @@ def _settings_help() -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Train as the configuration says; exit code 0 when done, 130 when stopped by a signal."""
-    config = load_run_config(args.config, args.overrides)
-    workers = pick_workers(config.device)
+    config = run_config(args)
+    folder, workers = RunFolder(config.output), pick_workers(config.device)
     quiet = workers.rank != 0
+    if not quiet:
+        check_output(folder, args.resume)
     job = prepare(config, workers)
     if args.dry_run:
-        return 0 if quiet else report_dry_run(config, job)
-    directory = Path(config.output)
-    observer = ProgressObserver(config.steps, 0, directory, config.tensorboard, quiet)
+        trainer = job.trainer(config, Session(resume=args.resume, workers=workers, say=say))
+        return 0 if quiet else report_dry_run(config, job, rehearse(trainer, job.weights()))
+    observer = ProgressObserver(config.steps, 0, folder.path, config.tensorboard, quiet)
     with graceful_stop() as should_stop:
-        trainer = job.trainer(config, Session(observer, should_stop, args.resume, workers))
-        if not quiet:
-            atomic_write(directory / "config.yaml", config.to_yaml().encode())
+        session = Session(observer, should_stop, args.resume, workers, _silent if quiet else say, config.to_yaml())
         try:
-            result = trainer.run()
+            result = job.trainer(config, session).run()
         finally:
             observer.close()
     if not quiet:
-        report_result(result, directory)
+        report_result(result, folder.path)
     return 130 if result.reason == "stopped" else 0
+
+
+def run_config(args: argparse.Namespace) -> RunConfig:
+    """The configuration with absolute paths, so that it means the same from any folder.
+
+    Resuming with a run folder's own config.yaml goes on in that folder, wherever it has been moved.
+    """
+    config = load_run_config(args.config, args.overrides)
+    own = RunFolder(Path(args.config).parent)
+    here = args.resume and own.checkpoints() and Path(args.config).absolute() == own.config.absolute()
+    if here and not any(override.partition("=")[0].strip() == "output" for override in args.overrides):
+        config = replace(config, output=str(own.path))
+    return config.anchored()
+
+
+def check_output(folder: RunFolder, resume: bool) -> None:
+    """Refuse, before anything is loaded, a folder that has no run to resume or one in the way, that another process
+    trains in, or that has no room."""
+    folder.require_run() if resume else folder.require_unused()
+    check_folder(folder.path)
+    if folder.path.is_dir():
+        with folder.locked():
+            pass
+
+
+def say(sentence: str) -> None:
+    """On stderr, above the progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(sentence, file=sys.stderr)
+
+
+def _silent(sentence: str) -> None:
+    """What the other processes say."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +125,13 @@ class Job:
     reward: Reward
     watch: Reward | None
     prompts: Prompts
+
+    def weights(self) -> list[torch.Tensor]:
+        """Every weight of the model's networks and the rewards."""
+        pipeline = getattr(self.model, "pipeline", None)
+        networks = [m for m in (pipeline.components.values() if pipeline else []) if isinstance(m, torch.nn.Module)]
+        networks += [reward for reward in (self.reward, self.watch) if reward is not None]
+        return [parameter for network in networks for parameter in network.parameters()]
 
     def trainer(self, config: RunConfig, session: Session) -> Trainer:
         return Trainer(
@@ -120,53 +169,28 @@ def training_prompts(config: RunConfig) -> Prompts:
     return split_prompts(read_prompts(config.prompts, "train", config.model), held)
 
 
-def report_dry_run(config: RunConfig, job: Job) -> int:
-    """One sample through one gradient point: what it keeps in memory and how long it takes, scaled to the recipe."""
-    model, settings = job.model, config.train_config()
-    steps = max([config.sampling.steps, *config.jitter.steps])
-    recorded = min(config.through or steps, steps)
-    sampling = config.sampling.changed(solver="euler", steps=recorded, guidance_start=0.0, guidance_end=1.0)
-    prompt, storages = [job.prompts.train[0]], {}
-    parameters = _parameters(model, job.reward, job.watch)
-    owned = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    def work(model: DiffusionModel) -> float:
-        noise, positive = model.noise([0], sampling.size), model.encode(prompt)
-        negative = model.encode([config.init if not config.init.endswith(".safetensors") else ""])
-        clock = time.monotonic()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            reach = Reach([0], recorded, checkpoint_reward=config.checkpointing)
-            reward_gradient(model, job.reward, Batch(prompt, positive, noise), negative, sampling, reach)
-        point = time.monotonic() - clock
-        level, clock = model.sigmas(sampling)[0], time.monotonic()
-        with torch.no_grad():
-            model.denoise(model.start(noise, level), level, positive)
-        passes = 2 * settings.gradient_window[1] * steps / config.sampling.steps
-        return config.batch_size * (point * config.points + passes * (time.monotonic() - clock))
-
-    model.checkpointing(config.checkpointing)
-    seconds = model.run(work)
-    weights = sum(parameter.nbytes for parameter in parameters)
-    kept = sum(size for pointer, size in storages.items() if pointer not in owned)
-    total = (weights + kept * config.micro_batch) / 2**20
+def report_dry_run(config: RunConfig, job: Job, found: Rehearsal) -> int:
+    """The resolved configuration, what was found, and what the run will take."""
+    model, mib = job.model, 2.0**20
+    weights = sum(tensor.nbytes for tensor in job.weights())
+    memory = f"{found.peak / mib:,.0f} MiB used" if found.peak else f"about {weights / mib:,.0f} MiB weights"
     print(config.to_yaml())
     print(f"model {model.name}: {model.family}, width {model.width}, on {model.device}")
     print(f"prompts: {len(job.prompts.train)} for training, {len(job.prompts.validation)} for validation")
-    print(f"memory: about {total:,.0f} MiB at micro_batch {config.micro_batch} ({weights / 2**20:,.0f} MiB weights, ")
-    print(f"        {kept / 2**20:,.0f} MiB activations a sample); halved automatically if it does not fit")
-    print(f"time:   at most about {seconds:,.1f} s a step, {seconds * config.steps / 3600:,.1f} h in all")
+    print(f"memory: {memory} at micro_batch {found.micro_batch}; {found.kept / mib:,.0f} MiB activations a sample")
+    print(
+        f"time:   about {found.step:,.1f} s a step and {found.validation:,.1f} s a validation, "
+        f"{_duration(found.total)} in all without loading (mean of {found.parts} micro-batches of first steps and of "
+        f"{found.checks} of a validation, timed here and now)"
+    )
+    print("checked: settings, prompts, weights, start, rewards and their gradient, room in the output folder")
     return 0
 
 
-def _parameters(model: DiffusionModel, *rewards: Reward | None) -> list[torch.nn.Parameter]:
-    pipeline = getattr(model, "pipeline", None)
-    modules = [m for m in (pipeline.components.values() if pipeline else []) if isinstance(m, torch.nn.Module)]
-    modules += [reward for reward in rewards if reward is not None]
-    return [parameter for module in modules for parameter in module.parameters()]
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 def report_result(result: TrainResult, directory: Path) -> None:
@@ -178,5 +202,13 @@ def report_result(result: TrainResult, directory: Path) -> None:
         )
     print(f"embedding: {directory / 'negative.safetensors'}")
     if result.reason == "stopped":
-        command = [Path(sys.executable).name, "-m", "reneg_core", "train", "--config", str(directory / "config.yaml")]
-        print(f"resume:    {shlex.join([*command, '--resume'])}")
+        print(f"resume:    {resume_command(directory)}")
+
+
+def resume_command(directory: Path) -> str:
+    """A command that goes on with the run, from any folder and without an active environment."""
+    command = [sys.executable, "-m", "reneg_core", "train", "--config", str(directory / "config.yaml"), "--resume"]
+    source = str(Path(__file__).resolve().parents[2])
+    searched = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    found_only_here = any(place and os.path.realpath(place) == source for place in searched)
+    return shlex.join(["env", f"PYTHONPATH={source}", *command] if found_only_here else command)

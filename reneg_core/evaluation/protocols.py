@@ -4,7 +4,6 @@ Statistics, prompt files and folders of pictures; which reward scores is the cal
 name. ``reneg evaluate --protocol`` is the command.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from reneg_core.rewards import Reward
 from reneg_core.score import SUFFIXES, ScoredImage, score_files
+from reneg_core.text_file import checked_prompts, read_json, read_text
 
 HPSV2_STYLES = ("anime", "concept-art", "paintings", "photo")
 HPSV2_GROUP = 80
@@ -137,22 +137,28 @@ def score_jobs(
 
 
 def read_prompt_list(path: Path) -> list[str]:
-    """Prompts of a JSON list, a TSV with a column "Prompt", or a text file with one per line."""
+    """Prompts of a JSON list, a TSV with a column "Prompt", or a text file with one per line.
+
+    Errors: FileNotFoundError, OSError, ValueError for what holds no such text.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected the prompts (JSON list, TSV or one per line)")
-    text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
-        entries = json.loads(text)
-        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-            raise ValueError(f"{path}: expected a JSON list of strings")
-        return entries
-    lines = text.splitlines()
+        entries = read_json(path)
+        if not isinstance(entries, list):
+            raise ValueError(f"Got {path} with {type(entries).__name__}, expected a JSON list of prompts.")
+        return checked_prompts(entries, path)
+    lines = read_text(path).splitlines()
     if path.suffix == ".tsv":
-        columns = lines[0].split("\t")
+        columns = lines[0].split("\t") if lines else []
         if "Prompt" not in columns:
-            raise ValueError(f"{path}: has the columns {', '.join(columns)}, expected one called Prompt")
-        return [line.split("\t")[columns.index("Prompt")] for line in lines[1:]]
-    return lines
+            raise ValueError(f"{path}: has the columns {', '.join(columns) or 'none'}, expected one called Prompt")
+        rows, place = [line.split("\t") for line in lines[1:]], columns.index("Prompt")
+        short = [number for number, row in enumerate(rows, 2) if len(row) <= place]
+        if short:
+            raise ValueError(f"{path}: line {short[0]} has no column {place + 1}, expected tabs between the columns")
+        lines = [row[place] for row in rows]
+    return checked_prompts(lines, path)
 
 
 def _style_jobs(folder: Path, prompt_file: Path) -> list[Job]:

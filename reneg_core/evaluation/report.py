@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..embedding import NegativeEmbedding, atomic_write, describe_family
+from ..embedding import NegativeEmbedding, describe_family
+from ..files import check_folder, write_bytes, write_text
 from . import plots
 from .pictures import grid
 from .results import Evaluation, Pictures
@@ -23,22 +24,17 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from PIL.Image import Image
 
-PROBE = 1 << 20
 WORST = 6
 
 
 def prepare_folder(directory: str | Path) -> Path:
-    """Make the report's folder and find out, before long work, whether a report can be written there.
+    """Find out, before long work, whether a report can be written to ``directory``.
 
     Errors: OSError for a folder that cannot be written or has no room; ImportError for a missing package.
     """
-    directory = Path(directory)
     _template()
     _require_plots()
-    probe = directory / ".room-for-a-report"
-    atomic_write(probe, bytes(PROBE))
-    probe.unlink()
-    return directory
+    return check_folder(directory)
 
 
 def write_report(
@@ -67,10 +63,9 @@ def write_report(
         run["embedding"] = _embedding_facts(embedding)
     page = _template().render(_context(evaluation, pictures, run))
     for name, data in pictures.items():
-        atomic_write(directory / f"{name}.png", data)
-    atomic_write(directory / "report.json", _one_key_per_line({**evaluation.to_json(), "run": run}).encode())
-    atomic_write(directory / "report.html", page.encode())
-    return directory / "report.html"
+        write_bytes(directory / f"{name}.png", data)
+    write_text(directory / "report.json", _one_key_per_line({**evaluation.to_json(), "run": run}))
+    return write_text(directory / "report.html", page)
 
 
 def grid_of(evaluation: Evaluation) -> "Image":

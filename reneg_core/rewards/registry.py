@@ -18,6 +18,7 @@ from reneg_core.rewards.checkpoint import Placement
 from reneg_core.rewards.mix import RewardMix
 from reneg_core.rewards.weights import FILE_OPTIONS, Source
 
+VAR_POSITIONAL, VAR_KEYWORD = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 PLACES = frozenset({"search_dirs", "download"})  # options that say where to look, which every reward may be given
 ENTRY_POINT_GROUP = "reneg.rewards"
 PACKAGE = "reneg_core.rewards"
@@ -149,8 +150,9 @@ def _weights_of(weights: object, name: str) -> object:
 
 def options_of(cls: type[Reward]) -> frozenset[str]:
     """The options that loading the reward takes besides `search_dirs` and `download`."""
-    own = inspect.signature(cls.__init__).parameters if cls.load.__func__ is Reward.load.__func__ else ()
-    return cls.options_for_loading | {name for name in own if name != "self"}
+    own = inspect.signature(cls.__init__).parameters if cls.load.__func__ is Reward.load.__func__ else {}
+    named = {name for name, parameter in own.items() if parameter.kind not in (VAR_POSITIONAL, VAR_KEYWORD)}
+    return cls.options_for_loading | named - {"self"}
 
 
 def _load_one(name: str, options: Mapping[str, object], placement: Placement) -> Reward:
@@ -159,7 +161,8 @@ def _load_one(name: str, options: Mapping[str, object], placement: Placement) ->
     known = options_of(cls)
     unknown = sorted(set(given) - known - PLACES)
     if unknown:
-        raise ValueError(f"reward {name!r} takes no {unknown[0]}; it takes {', '.join(sorted(known)) or 'no options'}")
+        taken = ", ".join(sorted(known)) or "none"
+        raise ValueError(f"reward {name!r} takes no {unknown[0]}; it takes {taken}. Try without it.")
     source = Source.of(**{key: value for key, value in given.items() if key in FILE_OPTIONS})
     own = {key: value for key, value in given.items() if key not in FILE_OPTIONS}
     reward = cls.load(source, placement, **fixed, **own)

@@ -6,7 +6,6 @@ own classes changed the names of those arguments between versions and then built
 
 import gzip
 import html
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from reneg_core.text_file import read_json, read_text
 
 BPE_MERGES = 48894  # of the 262,144 lines of bpe_simple_vocab_16e6.txt.gz, the ones OpenAI's CLIP uses
 CLIP_CONTEXT = 77
@@ -74,7 +75,7 @@ def bert_tokenizer(vocab: Path, rows: int, context: int) -> Tokenizer:
     from tokenizers import Tokenizer as Pieces
     from tokenizers import models, normalizers, pre_tokenizers
 
-    words = vocab.read_text(encoding="utf-8").splitlines()
+    words = read_text(vocab).splitlines()
     ids = {word: i for i, word in enumerate(words)}
     missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if token not in ids]
     if missing:
@@ -113,8 +114,8 @@ def clip_tokenizer(
 
 def read_bpe_json(vocab: Path, merges: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """transformers' pair of files, `vocab.json` and `merges.txt`."""
-    lines = merges.read_text(encoding="utf-8").splitlines()
-    return json.loads(vocab.read_text(encoding="utf-8")), _pairs(lines[1:] if lines[0].startswith("#") else lines)
+    lines = read_text(merges).splitlines()
+    return read_json(vocab), _pairs(lines[1:] if lines and lines[0].startswith("#") else lines)
 
 
 def read_bpe_gzip(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from reneg_core import text_file
 from reneg_core.rewards.checkpoint import SUFFIXES, Checkpoint
 from reneg_core.rewards.published import SHARED_NAMES, WEIGHTS, PublishedFile, size_text
 from reneg_core.rewards.recognition import misfit, open_as, sha256
@@ -123,8 +124,8 @@ def read_json_beside(
 def _object(path: Path) -> dict[str, object]:
     """The JSON object in a file that may hold anything."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError):
+        data = text_file.read_json(path)
+    except (ValueError, OSError):
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -133,10 +134,7 @@ def read_json(source: Mapping[str, object] | str | os.PathLike) -> dict[str, obj
     """A configuration given as a mapping or as the path of a JSON file."""
     if isinstance(source, Mapping):
         return dict(source)
-    try:
-        data = json.loads(Path(source).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is not valid JSON ({error})") from error
+    data = text_file.read_json(source)
     if not isinstance(data, dict):
         raise ValueError(f"{source}: expected a JSON object, got {type(data).__name__}")
     return data

@@ -16,6 +16,7 @@ from ..rewards import Reward
 from ..sampling import Sampling, sample
 from . import schedule
 from .config import AdaptConfig
+from .judging import score
 from .loss_scale import loss_scale_for
 from .memory import micro_batches
 from .objective import Batch, Reach, reward_gradient
@@ -188,4 +189,4 @@ def _finished(
 ) -> tuple[Tensor, Tensor]:
     """The finished pictures and their rewards, on the CPU."""
     images = model.decode(sample(model, batch.positive, negative, batch.noise, config.sampling))
-    return images.cpu(), reward.score(images, list(batch.prompts)).cpu()
+    return images.cpu(), score(reward, images, batch.prompts).cpu()

@@ -1,5 +1,6 @@
 """Settings of a training run and of an adaptation, checked in one pass, read from and written to YAML."""
 
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -9,6 +10,8 @@ from ..sampling import Jitter, Sampling
 from ..typed import read
 from .names import normalised
 
+EMBEDDING_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+"""What ``init`` ends in where it names a file."""
 C = TypeVar("C", bound="RolloutConfig")
 
 
@@ -96,6 +99,9 @@ class RolloutConfig:
     def faults(self) -> list[str]:
         """One sentence for everything that is wrong."""
         found = [*self.below(1, "points"), *self.below(0, "through")]
+        numbers = {part.name: getattr(self, part.name) for part in fields(self)}
+        endless = {k: v for k, v in numbers.items() if isinstance(v, float) and v in (math.inf, -math.inf)}
+        found += [f"{name}: got {value}, expected a finite number." for name, value in endless.items()]
         if not self.learning_rate > 0:
             found.append(f"learning_rate: got {self.learning_rate}, expected more than 0, for example 5e-3.")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -133,9 +139,10 @@ class TrainConfig(RolloutConfig):
     init: "" = the empty prompt, otherwise a negative prompt or the path of an embedding.
     norm_limit: largest distance from the start per token, in units of the start's mean token norm, 0 = off (ours).
     validate_every, validation_pairs: steps between validations, (prompt, seed) pairs in each; checkpoint_every,
-    keep_checkpoints: steps between checkpoints, how many stay; patience: validations without a new best before
-    stopping, 0 = never; watch_drop: how far the watched reward may fall below its start before an embedding is no
-    longer taken as the best, None = it is only shown; with patience such validations count towards stopping.
+    checkpoint_minutes: steps, and minutes (0 = any number), between checkpoints, whichever is over first once a step
+    has ended; keep_checkpoints: how many stay; patience: validations without a new best before stopping, 0 = never;
+    watch_drop: how far the watched reward may fall below its start before an embedding is no longer taken as the best,
+    None = it is only shown; with patience such validations count towards stopping.
     """
 
     jitter: Jitter = field(default_factory=Jitter)
@@ -151,6 +158,7 @@ class TrainConfig(RolloutConfig):
     validate_every: int = 50
     validation_pairs: int = 32
     checkpoint_every: int = 50
+    checkpoint_minutes: float = 5.0
     keep_checkpoints: int = 2
     patience: int = 0
     watch_drop: float | None = None
@@ -159,7 +167,7 @@ class TrainConfig(RolloutConfig):
         found = super().faults()
         found += self.below(1, "steps batch_size micro_batch validate_every validation_pairs checkpoint_every")
         found += self.below(1, "keep_checkpoints")
-        found += self.below(0, "warmup weight_decay gradient_clip norm_limit seed patience")
+        found += self.below(0, "warmup weight_decay gradient_clip norm_limit seed patience checkpoint_minutes")
         if self.watch_drop is not None:
             found += self.below(0, "watch_drop")
         return found + self._jitter_faults()

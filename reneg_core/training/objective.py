@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from ..model import Branch, Conditioning, DiffusionModel
 from ..rewards import Reward
 from ..sampling import Sampling, State, advance, check_branches, guided_denoise
+from .judging import require_gradient, score
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def reward_gradient(
     """Gradient of ``sum_b R(prompt_b, x0_hat_b)`` averaged over ``reach.points``.
 
     negative: 1 row (shared) or B rows (one per sample). Errors: ValueError for points outside the schedule or where
-    guidance is off, and for a pooled vector that only one branch has.
+    guidance is off, for a pooled vector that only one branch has, and for a reward that fails or has no gradient;
+    FloatingPointError for pictures that are no finite numbers.
     """
     sigmas = model.sigmas(sampling)
     steps = len(sigmas) - 1
@@ -88,10 +90,11 @@ def reward_gradient(
             if index in points:
                 with torch.enable_grad():
                     x0 = way.recorded(state)
-                    images, score = _decode_and_score(model, reward, batch, way.ahead(state, x0, reach.through), reach)
-                    parts = torch.autograd.grad(score.sum() * reach.loss_scale, parameters)
+                    images, scores = _decode_and_score(model, reward, batch, way.ahead(state, x0, reach.through), reach)
+                    require_gradient(reward, scores)
+                    parts = torch.autograd.grad(scores.sum() * reach.loss_scale, parameters)
                 x0, images = x0.detach(), images.detach()
-                rewards.append(score.detach())
+                rewards.append(scores.detach())
                 for total, part in zip(totals, parts, strict=True):
                     total += part / (len(points) * reach.loss_scale)
             else:
@@ -101,7 +104,7 @@ def reward_gradient(
         final = None
         if reach.complete:
             images = model.decode(model.finish(state.x, sigmas[-1]))
-            final = reward.score(images, list(batch.prompts))
+            final = score(reward, images, batch.prompts)
     pooled = totals[1] if len(totals) > 1 else None
     return RewardGradient(totals[0], pooled, torch.stack(rewards), images, final)
 
@@ -164,5 +167,5 @@ def _decode_and_score(
 ) -> tuple[Tensor, Tensor]:
     images, prompts = model.decode(x0), list(batch.prompts)
     if reach.checkpoint_reward:
-        return images, checkpoint(reward.score, images, prompts, use_reentrant=False)
-    return images, reward.score(images, prompts)
+        return images, checkpoint(score, reward, images, prompts, use_reentrant=False)
+    return images, score(reward, images, prompts)

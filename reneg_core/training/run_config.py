@@ -1,14 +1,21 @@
 """A whole training job as one YAML file: which model, reward and prompts, and every setting of the trainer."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import os
+import typing
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..rewards.precision import PRECISIONS
-from .config import ConfigError, TrainConfig
+from ..text_file import read_text
+from ..typed import shown
+from .config import EMBEDDING_SUFFIXES, ConfigError, TrainConfig
 from .names import merge, normalised
 
+MAX_CONFIG = 2**18
+"""Bytes of a configuration file."""
+PATHS = ("model_config", "reward_weights", "watch_weights", "prompts", "validation_prompts")
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
@@ -48,11 +55,30 @@ class RunConfig(TrainConfig):
         """The trainer's own part."""
         return TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
 
+    def anchored(self) -> "RunConfig":
+        """The same with absolute paths for the output folder and for whatever names what is there, so that it means
+        the same from everywhere."""
+        found = {name: _absolute(getattr(self, name)) for name in PATHS}
+        found |= {name: _absolute(getattr(self, name), (".py",)) for name in ("reward", "watch")}
+        found["init"] = _absolute(self.init, EMBEDDING_SUFFIXES)
+        found["model"] = self.model if self.model == "tiny" else _absolute(self.model)
+        return replace(self, **found, output=os.path.abspath(os.path.expanduser(self.output)))
+
     def to_yaml(self) -> str:
         """The resolved configuration; reading it back gives an equal one."""
         import yaml
 
         return yaml.safe_dump(self.to_mapping(), sort_keys=False)
+
+
+def _absolute(text: str, suffixes: tuple[str, ...] = ()) -> str:
+    """``text`` as an absolute path if it names what is there, with one of ``suffixes`` if there are any; a class behind
+    a python file ("file.py:Name") stays."""
+    name, colon, inside = text.partition(".py:")
+    path = Path(os.path.expanduser(f"{name}.py" if colon else text))
+    if not text or (suffixes and path.suffix not in suffixes) or not os.path.exists(path):
+        return text  # also a prompt that is too long for a file's name
+    return f"{path.absolute()}{':' + inside if colon else ''}"
 
 
 def recipe_names() -> list[str]:
@@ -66,31 +92,62 @@ def load_run_config(source: str = "", overrides: Sequence[str] = ()) -> RunConfi
     An override may name one entry of a mapping, as ``sampling.steps=20``; the rest of the mapping stays.
     """
     values = normalised(_read(source)) if source else {}
-    return RunConfig.from_mapping(merge(values, normalised(dict(parse_override(text) for text in overrides))))
+    text = {name for name, hint in typing.get_type_hints(RunConfig).items() if hint is str}
+    given = dict(parse_override(override, text) for override in overrides)
+    return RunConfig.from_mapping(merge(values, normalised(given)))
 
 
 def _read(source: str) -> dict[str, Any]:
-    import yaml
-
     path = RECIPES / f"{source}.yaml" if source in recipe_names() else Path(source)
     if not path.is_file():
         raise FileNotFoundError(
             f"No configuration at {source}. Expected a YAML file or one of the recipes {', '.join(recipe_names())}."
         )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no valid YAML: {error}") from error
+    values = _yaml(read_text(path, MAX_CONFIG), str(path)) or {}
     if not isinstance(values, dict):
         raise ConfigError(f"Got {type(values).__name__} in {path}, expected one 'name: value' per line.")
     return values
 
 
-def parse_override(override: str) -> tuple[str, Any]:
-    """``"name=value"`` as a name and a YAML value; ConfigError without the equals sign."""
+def parse_override(override: str, text: Collection[str] = ()) -> tuple[str, Any]:
+    """``"name=value"`` as a name and a YAML value; ConfigError without the equals sign.
+
+    text: names whose values are text and are taken as they are, whatever they would mean in YAML; quotes around the
+    whole are left out.
+    """
+    name, equals, value = override.partition("=")
+    name = name.strip()
+    if not equals:
+        raise ConfigError(f"Got the override {shown(override)}, expected name=value, for example learning_rate=1e-2.")
+    if name in text:
+        return name, value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+    return name, _yaml(value, f"the value of {name}") if value else ""
+
+
+def _yaml(text: str, where: str) -> Any:
+    """One YAML value; ConfigError naming ``where`` for what is none, or refers to itself."""
     import yaml
 
-    name, equals, text = override.partition("=")
-    if not equals:
-        raise ConfigError(f"Got the override {override!r}, expected name=value, for example learning_rate=1e-2.")
-    return name.strip(), yaml.safe_load(text) if text else ""
+    try:
+        value = yaml.safe_load(text)
+        _check_nesting(value)
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"Got no valid YAML in {where} ({reason}), expected name: value lines or a value.") from error
+    return value
+
+
+def _check_nesting(value: Any, most: int = 8, budget: int = 10_000) -> None:
+    """ValueError for what is nested deeper than any setting, contains itself, or repeats itself without end."""
+    level = [value]
+    for _ in range(most):
+        level = [inner for item in level for inner in _inside(item)]
+        budget -= len(level)
+        if budget < 0:
+            raise ValueError("too many values")
+    if level:
+        raise ValueError(f"nested deeper than {most}")
+
+
+def _inside(item: Any) -> list[Any]:
+    return list(item.values()) if isinstance(item, dict) else list(item) if isinstance(item, list | set | tuple) else []

@@ -2,20 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..embedding import atomic_save
-from .config import TrainConfig
+from ..files import write_tensors
 from .loss_scale import LossScale
-from .names import normalised
 
-FORMAT = "reneg-checkpoint-1"
+FORMAT = "reneg-checkpoint-2"
+UNSEALED = "reneg-checkpoint-1"
+"""The format of version 0.1, which has no checksum; it is still read."""
 PART_NAMES = ("tokens", "pooled")
 LEARNER_GROUPS = ("tensors", "first", "second")
 
@@ -35,7 +35,11 @@ class LearnerState:
 
 @dataclass
 class Progress:
-    """How far a run is, and what it has found: ``best`` are the tensors of the best validation."""
+    """How far a run is, and what it has found: ``best`` are the tensors of the best validation.
+
+    validated_at: the step of the last validation, -1 before the first; finished: patience has run out; changes: where
+    the number of steps was changed, each as ``[step, former steps, steps]``.
+    """
 
     best: dict[str, Tensor]
     step: int = 0
@@ -48,6 +52,7 @@ class Progress:
     seconds: float = 0.0
     validated_at: int = -1
     finished: bool = False
+    changes: list[list[int]] = field(default_factory=list)
 
 
 @dataclass
@@ -59,36 +64,51 @@ class TrainState:
     scale: LossScale
 
     def save(self, path: Path, context: Mapping[str, Any]) -> None:
-        """Write atomically; ``context`` says what the run is (configuration, digests) and is checked on resuming."""
-        tensors = {group: getattr(self.learner, group) for group in LEARNER_GROUPS} | {"best": self.progress.best}
-        packed = {f"{group}.{name}": tensor for group, parts in tensors.items() for name, tensor in parts.items()}
+        """Write the file whole; ``context`` says what the run is (see :mod:`.identity`)."""
+        groups = {group: getattr(self.learner, group) for group in LEARNER_GROUPS} | {"best": self.progress.best}
+        tensors = {f"{group}.{name}": tensor for group, parts in groups.items() for name, tensor in parts.items()}
         numbers = {name: value for name, value in vars(self.progress).items() if name != "best"}
         numbers |= {"updates": self.learner.updates, "scale": vars(self.scale)}
-        metadata = {
-            "format": FORMAT,
-            "state": json.dumps(numbers),
-            "context": json.dumps(context, default=list),
-        }
-        atomic_save(packed, path, metadata)
+        texts = {"format": FORMAT, "state": json.dumps(numbers), "context": json.dumps(context, default=list)}
+        write_tensors(path, tensors, {**texts, "seal": _seal(tensors, texts)})
 
 
 def load_state(path: Path) -> tuple[TrainState, dict[str, Any]]:
-    """The state and its context; ValueError for a file that is no whole checkpoint."""
-    from safetensors import SafetensorError, safe_open
+    """The state and its context; ValueError for a file that is no whole checkpoint or was altered."""
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            packed = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path.name} is no whole checkpoint ({error}).") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"Got format {metadata.get('format')!r} in {path.name}, expected {FORMAT}.")
-    groups: dict[str, dict[str, Tensor]] = {group: {} for group in (*LEARNER_GROUPS, "best")}
-    for key, tensor in packed.items():
-        group, _, name = key.partition(".")
-        groups[group][name] = tensor
-    return _unpacked(groups, json.loads(metadata["state"])), json.loads(metadata["context"])
+            texts = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        _check(path, tensors, texts)
+        groups: dict[str, dict[str, Tensor]] = {group: {} for group in (*LEARNER_GROUPS, "best")}
+        for key, tensor in tensors.items():
+            group, _, name = key.partition(".")
+            groups[group][name] = tensor
+        return _unpacked(groups, json.loads(texts["state"])), json.loads(texts["context"])
+    except ValueError:
+        raise
+    except Exception as error:  # damaged data can break what reads it in any way
+        reason = f"{type(error).__name__} {error}".strip()[:120]
+        raise ValueError(f"{path.name} is no whole checkpoint ({reason}).") from error
+
+
+def _check(path: Path, tensors: Mapping[str, Tensor], texts: dict[str, str]) -> None:
+    found = texts.get("format")
+    if found not in (FORMAT, UNSEALED):
+        raise ValueError(f"Got format {found!r} in {path.name}, expected {FORMAT}. Try a newer version of reneg.")
+    if found == FORMAT and texts.pop("seal", "") != _seal(tensors, texts):
+        raise ValueError(f"{path.name} is damaged: its contents do not match its checksum.")
+
+
+def _seal(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
+    """SHA-256 over everything that a checkpoint holds."""
+    sha = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 def _unpacked(groups: dict[str, dict[str, Tensor]], numbers: dict[str, Any]) -> TrainState:
@@ -99,96 +119,6 @@ def _unpacked(groups: dict[str, dict[str, Tensor]], numbers: dict[str, Any]) -> 
     return TrainState(learner, Progress(groups["best"], **numbers), scale)
 
 
-class RunDirectory:
-    """The files of one run: checkpoints/, previews/, metrics.jsonl, best and final embedding."""
-
-    def __init__(self, path: str | Path, keep: int = 2) -> None:
-        self.path = Path(path)
-        self.keep = keep
-        self.metrics = self.path / "metrics.jsonl"
-        self.best = self.path / "best.safetensors"
-        self.final = self.path / "negative.safetensors"
-
-    def checkpoints(self) -> list[Path]:
-        """Oldest first."""
-        return sorted((self.path / "checkpoints").glob("step-*.safetensors"))
-
-    def latest(self) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read whole, None if there is none at all."""
-        faults = []
-        for path in reversed(self.checkpoints()):
-            try:
-                return load_state(path)
-            except ValueError as error:
-                faults.append(str(error))
-        if faults:
-            raise ValueError(f"No checkpoint in {self.path} can be read: {' '.join(faults)}")
-        return None
-
-    def save(self, state: TrainState, context: Mapping[str, Any]) -> Path:
-        """Write this step's checkpoint, then drop the oldest beyond ``keep``."""
-        path = self.path / "checkpoints" / f"step-{state.progress.step:08d}.safetensors"
-        state.save(path, context)
-        for old in self.checkpoints()[: -self.keep]:
-            old.unlink(missing_ok=True)
-        return path
-
-    def record(self, entry: Mapping[str, Any]) -> None:
-        """Append one JSON line to the metrics."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-
-    def records(self) -> list[dict[str, Any]]:
-        """The metrics so far; a half-written last line is left out."""
-        if not self.metrics.exists():
-            return []
-        found = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return found
-
-    def rewind(self, step: int) -> None:
-        """Forget the metrics of steps that a resumed run will do again."""
-        kept = [entry for entry in self.records() if entry["step"] <= step]
-        if kept or self.metrics.exists():
-            self.metrics.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-
-
 def clone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Independent float32 copies on the CPU."""
     return {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in tensors.items()}
-
-
-def changed(old: Mapping[str, Any], new: Mapping[str, Any], free: frozenset[str]) -> list[str]:
-    """One sentence for every setting that differs and is not free to change."""
-    old, plain = _flat(_renewed(old)), _flat(json.loads(json.dumps(new, default=list)))
-    return [
-        f"{name}: the run was started with {old.get(name)!r}, now it is {plain.get(name)!r}."
-        for name in sorted(set(old) | set(plain))
-        if old.get(name) != plain.get(name) and name not in free
-    ]
-
-
-def _renewed(context: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored context under the names of today, with the defaults of settings that did not exist yet."""
-    context = normalised(context)
-    known = {part.name for part in fields(TrainConfig)}
-    settings = TrainConfig.from_mapping({name: value for name, value in context.items() if name in known})
-    return {**context, **settings.to_mapping()}
-
-
-def _flat(context: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings as dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in context.items():
-        found |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {name: value}
-    return found
-
-
-def digest_of(prompts: Sequence[str]) -> str:
-    """SHA-256 of a prompt list."""
-    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()

@@ -1,31 +1,38 @@
 """Global training: one negative embedding for all prompts, by gradient ascent on a reward (arXiv 2412.19637)."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..digests import DIGEST
 from ..embedding import NegativeEmbedding, Provenance, load_embedding
 from ..model import Conditioning, DiffusionModel
 from ..rewards import Reward
+from ..sampling import check_branches
 from . import schedule
-from .config import TrainConfig
+from .config import EMBEDDING_SUFFIXES, TrainConfig
+from .extending import go_on
+from .identity import differences, identity
+from .judging import PicturesNotFinite, check_reward
 from .learner import Learner
 from .loss_scale import MAX_SKIPPED, loss_scale_for
 from .memory import micro_batches, peak_memory_mib
-from .objective import Batch, Reach, reward_gradient
+from .objective import Batch, Reach, RewardGradient, reward_gradient
 from .prompts import Prompts, split_prompts
 from .results import Observer, TrainResult
-from .state import PART_NAMES, Progress, RunDirectory, TrainState, changed, digest_of
+from .run_folder import RunFolder
+from .state import PART_NAMES, Progress, TrainState
 from .validation import Validator, finite, judge
 from .workers import Workers
 
 T = TypeVar("T")
-FREE_TO_CHANGE = frozenset({"micro_batch", "checkpoint_every", "keep_checkpoints", "checkpointing"})
 
 
 class Stopped(Exception):
@@ -36,15 +43,25 @@ def _never() -> bool:
     return False
 
 
+def _silent(sentence: str) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Session:
-    """Around a run: who watches it, whether it goes on from the newest checkpoint in its folder, ``should_stop`` that
-    is polled between micro-batches, and the processes that share the work."""
+    """Around a run.
+
+    observer: who watches it; should_stop: polled between micro-batches; resume: go on from the newest checkpoint in
+    the folder, if there is one; workers: the processes that share the work; say: gets a sentence for each thing that
+    resuming did and that the user should know; description: text of the run's config.yaml, "" for none.
+    """
 
     observer: Observer | None = None
     should_stop: Callable[[], bool] = _never
     resume: bool = False
     workers: Workers = field(default_factory=Workers)
+    say: Callable[[str], None] = _silent
+    description: str = ""
 
 
 class Trainer:
@@ -52,8 +69,8 @@ class Trainer:
     :class:`Progress`; mathematics in :mod:`objective` and :mod:`schedule`, judging in :mod:`validation`.
 
     prompts: non-empty lists; directory: where everything is written; watch: a second reward that is only measured.
-    Errors, before any work: ValueError for empty prompts or a directory with another run; then for changed settings on
-    resuming, or a start that does not fit the model.
+    Errors, before any work: ValueError for empty prompts or a directory with another run; then, in :meth:`prepare`, for
+    changed settings or contents on resuming, a reward without a gradient, or a start that does not fit the model.
     """
 
     def __init__(
@@ -71,71 +88,102 @@ class Trainer:
         self.session = session or Session()
         self.prompts = split_prompts(*prompts)
         self.validator = Validator(self.prompts.validation, config, reward, watch)
-        self.files = RunDirectory(directory, config.keep_checkpoints)
-        self._found = self.files.latest()
-        if self._found and not self.session.resume:
-            raise ValueError(
-                f"{self.files.path} holds a run at step {self._found[0].progress.step} already. "
-                "Try resuming it, or another output folder."
-            )
+        self.files = RunFolder(directory, config.keep_checkpoints)
+        if not self.session.resume:
+            self.files.require_unused()
 
     def run(self) -> TrainResult:
-        """Train until done, stopped or out of patience; the best embedding is on disk in each case."""
-        return self.model.run(self._run)
+        """Train until done, stopped or out of patience; the best embedding is on disk in each case.
 
-    def _run(self, model: DiffusionModel) -> TrainResult:
-        self.model = model
-        model.checkpointing(self.config.checkpointing)
-        try:
-            self._prepare()
-            reason = self._loop()
-        finally:
-            model.checkpointing(False)
-        return self._result(reason)
+        Errors: BlockingIOError while another process trains in the same folder; ValueError for other contents or
+        settings than a run was started with, before anything is written; FloatingPointError once rewards, gradients or
+        pictures are no finite numbers; OSError when the disk is full. The last checkpoint stays good in each case.
+        """
+        with self.files.locked() if self.session.workers.rank == 0 else nullcontext():
+            return self.inside(self._run)
 
-    def _prepare(self) -> None:
-        start, watch = self._start(), self.validator.watch
-        self.context = {
-            **self.config.to_mapping(),
-            "reward": self.reward.name,
-            "watch": watch.name if watch else None,
-            "prompts": digest_of(self.prompts.train),
-            "validation_prompts": digest_of(self.prompts.validation),
-            "model": self.model.digest(),
-        }
-        if self._found:
-            found, stored = self._found
-            differences = changed(stored, self.context, FREE_TO_CHANGE)
-            if differences:
-                raise ValueError("This run cannot be resumed with other settings:\n- " + "\n- ".join(differences))
-            self.learner = Learner(start, self.config, found.learner)
-            self.progress, self.scale = found.progress, found.scale
-            self.progress.micro_batch = min(self.progress.micro_batch, self.config.micro_batch)
-        else:
+    def inside(self, work: Callable[[], T]) -> T:
+        """Call ``work`` while the model is set up for training."""
+
+        def prepared(model: DiffusionModel) -> T:
+            self.model = model
+            model.checkpointing(self.config.checkpointing)
+            try:
+                return work()
+            finally:
+                model.checkpointing(False)
+
+        return self.model.run(prepared)
+
+    def _run(self) -> TrainResult:
+        self.prepare()
+        self._begin()
+        return self._result(self._loop())
+
+    def prepare(self) -> None:
+        """Check everything that can be checked before the first step, and take up the run's state; writes nothing."""
+        rewards = {"reward": self.reward, "watch": self.validator.watch}
+        for role, one in rewards.items():
+            if one:
+                check_reward(one, self.prompts.train[0], self.model.device, differentiable=role == "reward")
+        embedding = self._start()
+        start = _attended(self.model.encode([self.config.init])) if embedding is None else embedding.conditioning()
+        self.context = identity(self.config, self.model, rewards, embedding, self.prompts)
+        found = self.files.latest()
+        if found is None:
             self.learner, self.scale = Learner(start, self.config), loss_scale_for(self.model)
             self.progress = Progress(self.learner.state().tensors, micro_batch=self.config.micro_batch)
-        if self.session.workers.rank == 0:
-            self.files.rewind(self.progress.step)
+            return
+        if not self.session.resume:
+            self.files.require_unused()
+        self._refuse_another_run(found.context)
+        state = found.state
+        self.learner = Learner(start, self.config, state.learner)
+        self.progress, self.scale = state.progress, state.scale
+        self.progress.micro_batch = min(self.progress.micro_batch, self.config.micro_batch)
+        sentences = go_on(self.progress, found.context, self.config)
+        if found.faults:
+            sentences.insert(0, " ".join([*found.faults, f"Going on from step {self.progress.step}."]))
+        for sentence in sentences:
+            self.session.say(sentence)
 
-    def _start(self) -> Conditioning:
-        """The conditioning that training starts from, one row; a prompt's padding is attended to, so that it learns."""
+    def _refuse_another_run(self, stored: dict[str, Any]) -> None:
+        found = differences(stored, self.context, self.files.listed_prompts(), self.prompts)
+        if found:
+            raise ValueError(
+                "This run cannot be resumed with other settings or contents:\n- " + "\n- ".join(found) + "\n"
+                f"Try the earlier ones, or another output folder than {self.files.path}."
+            )
+
+    def _begin(self) -> None:
+        """The first writing, once every process has read what there was."""
+        workers = self.session.workers
+        workers.wait()
+        if workers.rank == 0:
+            self.files.begin(self.progress, self.prompts, self.session.description)
+        self._checkpoint()
+
+    def _start(self) -> NegativeEmbedding | None:
+        """The embedding that training starts from; None for a prompt."""
         init = self.config.init
-        if init.endswith((".safetensors", ".bin", ".pt", ".pth")):
-            start = load_embedding(init)
-            start.require(self.model.family, self.model.width, self.model.max_tokens)
-            return start.conditioning()
-        start = self.model.encode([init])
-        return start if start.mask is None else replace(start, mask=torch.ones_like(start.mask))
+        if not init.endswith(EMBEDDING_SUFFIXES):
+            return None
+        start = load_embedding(init)
+        start.require(self.model.family, self.model.width, self.model.max_tokens)
+        check_branches(self.model.encode([""]), start.conditioning())
+        return start
 
     def _loop(self) -> str:
         progress, config = self.progress, self.config
         began = time.monotonic() - progress.seconds
         try:
             while True:
-                if _due(progress.step, config.validate_every, config.steps) and progress.validated_at != progress.step:
+                if self._long_ago():
+                    self._checkpoint()
+                if validates(progress.step, config) and progress.validated_at != progress.step:
                     self._validate()
                 over = progress.finished or progress.step >= config.steps
-                if over or _due(progress.step, config.checkpoint_every, config.steps):
+                if over or progress.step % config.checkpoint_every == 0:
                     self._checkpoint()
                 if over:
                     return "patience" if progress.finished else "done"
@@ -144,9 +192,17 @@ class Trainer:
             self._checkpoint()
             return "stopped"
 
+    def _long_ago(self) -> bool:
+        """Whether the last checkpoint is older than ``config.checkpoint_minutes``; processes agree on it."""
+        minutes = (time.monotonic() - self._saved) / 60
+        return bool(self.config.checkpoint_minutes) and self.session.workers.any(
+            minutes >= self.config.checkpoint_minutes
+        )
+
     def _step(self, began: float) -> None:
         progress, clock = self.progress, time.monotonic()
-        gradients, reward = self._gradient()
+        with self._explained():
+            gradients, reward = self._gradient()
         rate = schedule.learning_rate(self.config, progress.step)
         norm = self.learner.ascend(gradients, rate)
         self.scale.update(norm is not None)
@@ -168,33 +224,51 @@ class Trainer:
         if self.scale.hopeless:
             self._checkpoint()
             raise FloatingPointError(
-                f"Got NaN or infinite gradients in {MAX_SKIPPED} steps in a row at step {progress.step}; the best so "
-                f"far is in {self.files.best}. Try --dtype bf16 or fp32, or a lower learning rate."
+                f"Got NaN or infinite gradients in {MAX_SKIPPED} steps in a row at step {progress.step}. "
+                f"{self.files.best_so_far()} Try bf16 or fp32 instead of fp16, or a lower learning rate."
             )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say why pictures are no finite numbers: an embedding that has run away, or the model itself."""
+        try:
+            yield
+        except PicturesNotFinite as error:
+            moved, rate = self.learner.distance(), self.config.learning_rate
+            reason = "The model makes them before anything was learned; try fp32 instead of half precision."
+            if self.learner.updates:
+                reason = (
+                    f"After {self.learner.updates} steps at learning_rate {rate:g} the embedding has moved {moved:.3g} "
+                    "times the start's norm. Try a lower learning_rate, or norm_limit=1."
+                )
+            raise FloatingPointError(
+                f"Got pictures with NaN or infinite pixels at step {self.progress.step}. {reason} "
+                f"{self.files.best_so_far()}"
+            ) from error
 
     def _gradient(self) -> tuple[dict[str, Tensor], float]:
         """Mean gradient per tensor over the whole batch (float64) and the mean reward, over all processes."""
-        config, step, model = self.config, self.progress.step, self.model
-        sampling = config.jitter.draw(config.sampling, config.seed, step)
-        points = schedule.gradient_points(config.window_of(sampling), config.points, config.seed, step)
-        reach = Reach(points, config.through, loss_scale=self.scale.value, checkpoint_reward=config.checkpointing)
+        config = self.config
         totals = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in self.learner.parameters.items()}
         reward = torch.zeros(1, dtype=torch.float64)
-        negative = self.learner.negative(model.device)
-
-        def work(rows: range) -> Any:
-            prompts = schedule.batch_prompts(self.prompts.train, config.seed, step, config.batch_size, rows)
-            noise = model.noise(schedule.noise_seeds(config.seed, step, rows), sampling.size)
-            batch = Batch(prompts, model.encode(prompts), noise)
-            return reward_gradient(model, self.reward, batch, negative, sampling, reach)
-
-        for part in self._parts(range(config.batch_size), work):
+        for part in self._parts(range(config.batch_size), partial(self.part_gradient, self.progress.step)):
             for name in totals:
                 totals[name] += getattr(part, name).cpu().double()
             reward += part.rewards.mean(0).sum().cpu().double()
         workers = self.session.workers
         totals = {name: workers.sum(total) / config.batch_size for name, total in totals.items()}
         return totals, (workers.sum(reward) / config.batch_size).item()
+
+    def part_gradient(self, step: int, rows: range) -> RewardGradient:
+        """What ``rows`` of the batch of ``step`` contribute; the model must be set up (:meth:`inside`)."""
+        config, model = self.config, self.model
+        sampling = config.jitter.draw(config.sampling, config.seed, step)
+        points = schedule.gradient_points(config.window_of(sampling), config.points, config.seed, step)
+        reach = Reach(points, config.through, loss_scale=self.scale.value, checkpoint_reward=config.checkpointing)
+        prompts = schedule.batch_prompts(self.prompts.train, config.seed, step, config.batch_size, rows)
+        noise = model.noise(schedule.noise_seeds(config.seed, step, rows), sampling.size)
+        batch = Batch(prompts, model.encode(prompts), noise)
+        return reward_gradient(model, self.reward, batch, self.learner.negative(model.device), sampling, reach)
 
     def _parts(self, rows: range, work: Callable[[range], T]) -> Iterable[T]:
         """``work`` on this process's rows, a micro-batch at a time; raises Stopped between them when asked to.
@@ -218,7 +292,8 @@ class Trainer:
 
     def _validate(self) -> None:
         negative = self.learner.negative(self.model.device)
-        found = self.validator.run(self.model, negative, self._parts, self.session.workers)
+        with self._explained():
+            found = self.validator.run(self.model, negative, self._parts, self.session.workers)
         best = judge(found, self.learner.parameters, self.progress, self.config)
         if best and self.session.workers.rank == 0:
             self.embedding().save(self.files.best, overwrite=True)
@@ -239,16 +314,18 @@ class Trainer:
         from .. import __version__
 
         training = {"window": list(config.gradient_window), "points": config.points, "through": config.through}
+        if progress.changes:
+            training["steps_changed"] = progress.changes
         if config.jitter:
             training["jitter"] = config.jitter.to_mapping()
         provenance = Provenance(
             base_model=self.model.name,
-            base_digest=self.context["model"],
+            base_digest=self.context["model"]["denoiser"].removeprefix(DIGEST),
             rewards=self.reward.name,
             steps=progress.best_step,
             guidance_scale=config.sampling.guidance.scale,
             seed=config.seed,
-            prompts_digest=self.context["prompts"],
+            prompts_digest=self.context["prompts"]["train"],
             version=__version__,
             notes={
                 "validation_reward": finite(progress.best_reward),
@@ -263,6 +340,7 @@ class Trainer:
     def _checkpoint(self) -> None:
         if self.session.workers.rank == 0:
             self.files.save(TrainState(self.learner.state(), self.progress, self.scale), self.context)
+        self._saved = time.monotonic()
         self.session.workers.wait()
 
     def _record(self, entry: dict[str, Any]) -> None:
@@ -284,5 +362,11 @@ class Trainer:
         )
 
 
-def _due(step: int, every: int, last: int) -> bool:
-    return step % every == 0 or step == last
+def validates(step: int, config: TrainConfig) -> bool:
+    """Whether a run validates once it has taken ``step`` steps."""
+    return step % config.validate_every == 0 or step == config.steps
+
+
+def _attended(start: Conditioning) -> Conditioning:
+    """With a prompt's padding attended to, so that it learns: what a mask hides has no gradient."""
+    return start if start.mask is None else replace(start, mask=torch.ones_like(start.mask))

@@ -13,6 +13,7 @@ from ..rewards import Reward
 from ..sampling import sample
 from ..seeds import derive_seed
 from .config import TrainConfig
+from .judging import require_finite, score
 from .state import Progress, clone
 from .workers import Workers
 
@@ -48,7 +49,10 @@ class Validator:
 
     @torch.no_grad()
     def run(self, model: DiffusionModel, negative: Conditioning, parts: Parts, workers: Workers) -> Found:
-        """Sample every pair with ``negative`` and score the pictures."""
+        """Sample every pair with ``negative`` and score the pictures.
+
+        Errors: FloatingPointError for pictures or rewards that are no finite numbers.
+        """
         count, sampling = self.config.validation_pairs, self.config.sampling
         sums, previews, shown = torch.zeros(2, dtype=torch.float64), [], []
 
@@ -68,17 +72,21 @@ class Validator:
         return Found(reward, watch if self.watch else None, images, shown[:PREVIEWS])
 
     def _sums(self, images: Tensor, prompts: list[str]) -> Tensor:
-        scores = [judge.score(images, prompts).sum().cpu().double() for judge in (self.reward, self.watch) if judge]
-        return torch.stack([*scores, torch.zeros((), dtype=torch.float64)][:2])
+        scores = [score(judge, images, prompts).cpu().double() for judge in (self.reward, self.watch) if judge]
+        require_finite(self.reward, scores[0], prompts)
+        return torch.stack([*(one.sum() for one in scores), torch.zeros((), dtype=torch.float64)][:2])
 
 
 def judge(found: Found, tensors: dict[str, Tensor], progress: Progress, config: TrainConfig) -> bool:
     """Whether this validation is the best so far, noted in ``progress`` together with whether patience has run out.
 
-    A watched reward that fell by more than ``config.watch_drop`` below its start vetoes the best.
+    A watched reward that fell by more than ``config.watch_drop`` below its start, or is no number any more, vetoes the
+    best. Errors: FloatingPointError for a watched reward that was none from the start.
     """
     progress.validated_at = progress.step
     if progress.start_reward is None:
+        if found.watch is not None and not math.isfinite(found.watch):
+            raise FloatingPointError(f"The watched reward is {found.watch} at the start. Expected a finite number.")
         progress.start_reward, progress.start_watch = found.reward, found.watch
     best = found.reward > progress.best_reward and not _hacked(found, progress, config)
     if best:
@@ -93,7 +101,7 @@ def judge(found: Found, tensors: dict[str, Tensor], progress: Progress, config: 
 def _hacked(found: Found, progress: Progress, config: TrainConfig) -> bool:
     if config.watch_drop is None or found.watch is None:
         return False
-    return found.watch < progress.start_watch - config.watch_drop
+    return not found.watch >= progress.start_watch - config.watch_drop
 
 
 def finite(value: float) -> float | None:

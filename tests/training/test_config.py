@@ -1,9 +1,14 @@
 """Settings: nested, dotted and older names, faults all at once, and windows under jitter."""
 
+import contextlib
+import itertools
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from reneg_core.guidance import Guidance
 from reneg_core.sampling import Jitter, Sampling, Size
@@ -183,3 +188,69 @@ def test_splitting_prompts() -> None:
     assert split_prompts(prompts[:9]) == (prompts[:9], prompts[:9])
     with pytest.raises(ValueError, match="Got no training prompts"):
         split_prompts([" "], ["x"])
+
+
+@pytest.mark.parametrize(
+    "text", ["[deformed | disfigured], poorly drawn", "{a: b", "ugly: very", "*", "no", "1e3", "# x", "a 'b' c", "- x"]
+)
+def test_text_settings_are_taken_as_they_are(text: str) -> None:
+    assert load_run_config("", [f"init={text}"]).init == text
+    assert load_run_config("", [f"init='{text}'"]).init == text
+    long = f"~{text} " * 60
+    assert load_run_config("", [f"init={long}"]).anchored().init == long
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("window=[1", "Got no valid YAML in the value of window"),
+        ("betas=&a [*a, *a]", "nested deeper than 8"),
+        ("steps=" + "9" * 5000, "steps"),
+        ("steps=0x" + "f" * 5000, "steps: got a int too large to show, expected a whole number"),
+        ("steps=18446744073709551616", "steps: got 18446744073709551616, expected a whole number"),
+        ("window=2020-01-01", "window: got datetime.date"),
+    ],
+)
+def test_yaml_that_means_nothing_is_one_sentence(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        load_run_config("", [override])
+    assert len(str(caught.value)) < 500
+
+
+def test_yaml_that_multiplies_itself_is_refused(tmp_path: Path) -> None:
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    for before, after in itertools.pairwise("abcdefg"):
+        lines.append(f"{after}: &{after} [{', '.join([f'*{before}'] * 9)}]")
+    (tmp_path / "c.yaml").write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"too many values|nested deeper"):
+        load_run_config(str(tmp_path / "c.yaml"))
+
+
+QUICK = settings(
+    derandomize=True, max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+VALUES = PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(st.text(max_size=9) | st.integers(), PLAIN, max_size=3)
+NAMES = st.sampled_from(sorted(RunConfig().to_mapping())) | st.text(max_size=9) | st.integers()
+
+
+@QUICK
+@given(st.dictionaries(NAMES, VALUES, max_size=3))
+def test_any_configuration_is_refused_or_reads_back_the_same(tmp_path: Path, values: dict) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(values, allow_unicode=False), encoding="utf-8")
+    try:
+        config = load_run_config(str(path))
+    except ConfigError:
+        return
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    assert load_run_config(str(path)) == config
+
+
+@QUICK
+@given(st.text(max_size=40))
+def test_any_text_is_one_override(text: str) -> None:
+    bare = text.strip("'\"")
+    assert load_run_config("", [f"init={bare}"]).init == bare
+    with contextlib.suppress(ConfigError):
+        load_run_config("", [text])

@@ -9,31 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from doubles import Constant, Curved, Recorder, Wrapped
+from runs import PROMPTS, QUICK, SAMPLING, records, trainer
 
 from reneg_core import NegativeEmbedding, load_embedding
-from reneg_core.embedding import atomic_save
+from reneg_core.files import write_tensors
 from reneg_core.model import Conditioning
 from reneg_core.sampling import Jitter, Sampling, sample
-from reneg_core.training import Batch, Prompts, Reach, Session, TrainConfig, Trainer, reward_gradient, schedule
+from reneg_core.training import Batch, Prompts, Reach, Trainer, reward_gradient, schedule
 from reneg_core.training.state import load_state
 from reneg_core.training.workers import Workers
-
-PROMPTS = ["a red fox", "blue", "sun over sea", "an old door", "ice"]
-SAMPLING = Sampling(steps=3).at_scale(4.0)
-QUICK = TrainConfig(
-    steps=6, batch_size=4, micro_batch=2, sampling=SAMPLING, learning_rate=0.05, validation_pairs=3, validate_every=2,
-    checkpoint_every=2, points=1, window=(0, 3),
-)  # fmt: skip
-
-
-def trainer(model, folder: Path, config: TrainConfig = QUICK, reward=None, watch=None, **session: object) -> Trainer:
-    prompts = Prompts(PROMPTS, PROMPTS[:2])
-    return Trainer(model, reward or Curved(), prompts, config, folder, watch=watch, session=Session(**session))
-
-
-def records(folder: Path, event: str) -> list[dict]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["event"] == event]
 
 
 def test_reward_rises_and_files_are_there(model, tmp_path: Path) -> None:
@@ -175,7 +159,7 @@ def test_gradients_that_are_not_finite_stop_the_run_with_the_best_saved(model, t
         def _score(self, images, prompts):
             return super()._score(images, prompts) * (float("nan") if images.requires_grad else 1.0)
 
-    with pytest.raises(FloatingPointError, match=r"5 steps in a row at step 5.*Try --dtype bf16 or fp32"):
+    with pytest.raises(FloatingPointError, match=r"5 steps in a row at step 5.*Try bf16 or fp32 instead"):
         trainer(model, tmp_path, reward=Broken()).run()
     assert torch.equal(load_embedding(tmp_path / "best.safetensors").tokens, model.encode([""]).tokens)
 
@@ -311,7 +295,7 @@ def test_resuming_a_run_of_an_older_version(model, tmp_path: Path) -> None:
     numbers = {k: v for k, v in vars(state.progress).items() if k != "best"}
     numbers |= {"updates": state.learner.updates, "loss_scale": 1.0, "skipped_in_a_row": 0}
     metadata = {"format": "reneg-checkpoint-1", "state": json.dumps(numbers), "context": json.dumps(older)}
-    atomic_save(tensors, path, metadata)
+    write_tensors(path, tensors, metadata)
     again = trainer(model, tmp_path, replace(QUICK, steps=1), resume=True).run()
     assert again.steps == 1
     other = replace(QUICK, steps=1, sampling=SAMPLING.changed(steps=4))

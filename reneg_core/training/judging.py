@@ -1,0 +1,69 @@
+"""Asking a reward, and saying in words what is wrong where it fails."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..rewards import Reward
+from .memory import is_out_of_memory
+
+PROBE = 64
+FAILURES = (TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, NotImplementedError, RuntimeError)
+
+
+class PicturesNotFinite(FloatingPointError):
+    """Pictures with NaN or infinite pixels, which no reward can judge."""
+
+
+def score(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """``reward.score`` of ``images [B,3,H,W]``: ``[B]``, differentiable where the reward is.
+
+    Errors: :class:`PicturesNotFinite`; ValueError naming the reward for what its own code raises. Running out of memory
+    and a host's interruption pass unchanged.
+    """
+    if not torch.isfinite(images.detach()).all():
+        raise PicturesNotFinite(
+            "Got pictures with NaN or infinite pixels, expected finite ones. Try fp32 instead of half precision, or a "
+            "lower learning rate."
+        )
+    try:
+        return reward.score(images, list(prompts))
+    except FAILURES as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"The reward {reward.name!r} failed on {len(images)} pictures of {images.shape[-1]}x{images.shape[-2]} "
+            f"pixels ({type(error).__name__}: {str(error)[:200]}). Expected one number per picture; try "
+            "`reneg score` with it on a picture."
+        ) from error
+
+
+def check_reward(reward: Reward, prompt: str, device: torch.device, *, differentiable: bool) -> None:
+    """Find out on one picture of noise, before long work, whether ``reward`` judges and whether gradients can pass."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, PROBE, PROBE, generator=generator).to(device).requires_grad_()
+    with torch.enable_grad():
+        found = score(reward, image, [prompt])
+    if differentiable:
+        require_gradient(reward, found)
+
+
+def require_gradient(reward: Reward, scores: Tensor) -> None:
+    """ValueError where scores that should be differentiable are not."""
+    if not scores.requires_grad:
+        raise ValueError(
+            f"The reward {reward.name!r} has no gradient: its score does not depend differentiably on the pictures. "
+            "Expected torch operations from the pictures to the score, without detach, item or no_grad; as `watch` "
+            "it needs none."
+        )
+
+
+def require_finite(reward: Reward, scores: Tensor, prompts: Sequence[str]) -> None:
+    """FloatingPointError naming a picture whose score is NaN or infinite."""
+    bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
+    if bad:
+        raise FloatingPointError(
+            f"The reward {reward.name!r} gave {scores[bad[0]].item()} for a validation picture of {prompts[bad[0]]!r} "
+            f"({len(bad)} of {len(scores)} pictures). Expected finite numbers, or nothing can be told to be the best."
+        )

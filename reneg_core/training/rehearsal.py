@@ -1,0 +1,112 @@
+"""What a training will take, measured on parts of its own first steps."""
+
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .memory import micro_batches
+from .trainer import Trainer, validates
+
+PARTS, SECONDS = 8, 30.0  # of each kind: at most so many micro-batches are timed, and none is begun after so long
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """step, validation: seconds of one, from the mean of so many timed micro-batches (``parts``, ``checks``); total:
+    seconds of what is left of the run, all validations counted, loading and writing not; micro_batch: the size that
+    fitted; kept: bytes that one sample's graph holds at most besides the weights; peak: bytes used on CUDA, else 0.
+    """
+
+    step: float
+    validation: float
+    parts: int
+    checks: int
+    total: float
+    micro_batch: int
+    kept: int
+    peak: int
+
+
+def rehearse(trainer: Trainer, weights: Iterable[Tensor]) -> Rehearsal:
+    """Check all that a run checks, then time micro-batches of its first steps and of its validation; writes nothing.
+
+    weights: the networks' tensors, which a graph only refers to. Errors: those of :meth:`Trainer.prepare`.
+    """
+    return trainer.inside(partial(_measured, trainer, weights))
+
+
+def _measured(trainer: Trainer, weights: Iterable[Tensor]) -> Rehearsal:
+    trainer.prepare()
+    config, done, workers = trainer.config, trainer.progress.step, trainer.session.workers
+    kept, size = _kept(trainer, weights), _fitting(trainer)
+    negative, pairs = trainer.learner.negative(trainer.model.device), min(size, config.validation_pairs)
+
+    def part(number: int) -> None:
+        trainer.part_gradient(done + number, range(size)).tokens.cpu()
+
+    def check(number: int) -> None:
+        trainer.validator.run(trainer.model, negative, lambda rows, work: [work(rows[:pairs])], workers)
+
+    (part_seconds, parts), (check_seconds, checks) = _mean(part), _mean(check)
+    step = part_seconds * len(workers.share(range(config.batch_size))) / size
+    validation = check_seconds * len(workers.share(range(config.validation_pairs))) / pairs
+    due = [s for s in range(done, config.steps + 1) if validates(s, config) and s != trainer.progress.validated_at]
+    total = (config.steps - done) * step + len(due) * validation
+    device = trainer.model.device
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    return Rehearsal(step, validation, parts, checks, total, size, kept, peak)
+
+
+def _mean(work: Callable[[int], None]) -> tuple[float, int]:
+    """Mean seconds of ``work(0)``, ``work(1)`` and so on, and how many there were; one before is not counted."""
+    work(0)
+    began, count = time.monotonic(), 0
+    while count == 0 or (count < PARTS and time.monotonic() - began < SECONDS):
+        work(count)
+        count += 1
+    return (time.monotonic() - began) / count, count
+
+
+def _fitting(trainer: Trainer) -> int:
+    """The micro-batch size that does not run out of memory, found as a training finds it."""
+    sizes = [min(trainer.progress.micro_batch, trainer.config.batch_size)]
+    work = partial(trainer.part_gradient, trainer.progress.step)
+    next(micro_batches(range(sizes[0]), sizes[0], work, sizes.append))
+    return sizes[-1]
+
+
+def _kept(trainer: Trainer, weights: Iterable[Tensor]) -> int:
+    """The most bytes that autograd holds for one sample at a time, in the longest of the first steps."""
+    config, done = trainer.config, trainer.progress.step
+    longest = max(range(done, done + 50), key=lambda s: config.jitter.draw(config.sampling, config.seed, s).steps)
+    owned = {tensor.untyped_storage().data_ptr() for tensor in weights}
+    held: Counter[int] = Counter()
+    sizes: dict[int, int] = {}
+    most = 0
+
+    def pack(tensor: Tensor) -> _Held:
+        nonlocal most
+        storage, one = tensor.untyped_storage(), _Held(tensor)
+        if storage.data_ptr() not in owned:
+            held[storage.data_ptr()] += 1
+            sizes[storage.data_ptr()] = storage.nbytes()
+            weakref.finalize(one, held.subtract, [storage.data_ptr()])
+            most = max(most, sum(sizes[place] for place, users in held.items() if users > 0))
+        return one
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
+        trainer.part_gradient(longest, range(1))
+    return most
+
+
+@dataclass(eq=False)
+class _Held:
+    """A tensor that a graph keeps; it ends with the graph."""
+
+    tensor: Tensor

@@ -1,0 +1,277 @@
+"""What goes wrong in a training: rewards, divergence, full disks; and what a rehearsal finds before it."""
+
+import errno
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from doubles import Constant, Curved, Wrapped
+from runs import PROMPTS, QUICK, Steps, records, trainer
+
+from reneg_core import NegativeEmbedding, load_embedding
+from reneg_core.rewards import Reward
+from reneg_core.sampling import Jitter, Sampling
+from reneg_core.training import AdaptConfig, ConfigError, TrainConfig, adapt
+from reneg_core.training.rehearsal import rehearse
+from reneg_core.training.run_folder import RunFolder
+
+# rewards
+
+
+class Detached(Curved):
+    name = "detached"
+
+    def _score(self, images, prompts):
+        return super()._score(images.detach(), prompts)
+
+
+class Raising(Curved):
+    """Fails on pictures of ``side`` pixels; 64 is what it is tried out with."""
+
+    name = "raising"
+    side = 64
+
+    def _score(self, images, prompts):
+        if images.shape[-1] == self.side:
+            raise KeyError("no such prompt")
+        return super()._score(images, prompts)
+
+
+class Late(Raising):
+    side = 16
+
+
+class Odd(Curved):
+    """``value`` for every picture of the second prompt, once ``after`` scorings are over."""
+
+    name = "odd"
+
+    def __init__(self, value: float, after: int = 0) -> None:
+        super().__init__()
+        self.value, self.after, self.calls = value, after, 0
+
+    def _score(self, images, prompts):
+        self.calls += 1
+        factor = [self.value if p == PROMPTS[1] and self.calls > self.after + 1 else 1.0 for p in prompts]
+        return super()._score(images, prompts) * torch.tensor(factor)
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        (Detached(), r"The reward 'detached' has no gradient: its score does not depend differentiably"),
+        (Raising(), r"The reward 'raising' failed on 1 pictures of 64x64 pixels \(KeyError: 'no such prompt'\)"),
+    ],
+)
+def test_a_reward_that_cannot_train_is_refused_before_work(model, tmp_path: Path, reward: Reward, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        trainer(model, tmp_path, reward=reward).run()
+    assert [path.name for path in tmp_path.iterdir()] in ([], [".lock"])
+
+
+def test_a_watched_reward_needs_no_gradient(model, tmp_path: Path) -> None:
+    trainer(model, tmp_path, replace(QUICK, steps=1), watch=Detached()).run()
+    assert all(math.isfinite(record["watch"]) for record in records(tmp_path, "validation"))
+
+
+def test_a_reward_that_raises_later_is_named(model, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"The reward 'raising' failed on 2 pictures of 16x16 pixels \(KeyError"):
+        trainer(model, tmp_path, reward=Late()).run()
+
+
+def test_adaptation_names_such_rewards_too(model) -> None:
+    start = NegativeEmbedding(model.encode([""]).tokens, model.family)
+    config = AdaptConfig(steps=1, sampling=Sampling(steps=2).at_scale(4.0), window=(0, 2), points=1)
+    for reward, words in ((Detached(), "has no gradient"), (Late(), "failed on 1 pictures of 16x16")):
+        with pytest.raises(ValueError, match=words):
+            adapt(model, reward, ["a"], [1], start, config)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_ends_the_run_at_once_and_names_the_picture(
+    model, tmp_path: Path, value: float
+) -> None:
+    with pytest.raises(FloatingPointError, match=rf"reward 'odd' gave -?{value} for a validation picture of 'blue'"):
+        trainer(model, tmp_path, reward=Odd(value)).run()
+    assert not (tmp_path / "negative.safetensors").exists() and not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_reward_that_becomes_no_number_keeps_the_best(model, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="gave nan for a validation picture of 'blue'"):
+        trainer(model, tmp_path, replace(QUICK, validate_every=1), reward=Odd(float("nan"), after=2)).run()
+    assert torch.equal(load_embedding(tmp_path / "best.safetensors").tokens, model.encode([""]).tokens)
+
+
+def test_a_watched_reward_that_becomes_no_number_vetoes(model, tmp_path: Path) -> None:
+    watch = Odd(float("nan"), after=2)
+    result = trainer(model, tmp_path, replace(QUICK, watch_drop=9.0), watch=watch).run()
+    assert result.best_step == 0
+    assert [record["watch"] is None for record in records(tmp_path, "validation")] == [False, True, True, True]
+    with pytest.raises(FloatingPointError, match=r"The watched reward is nan at the start\. Expected a finite number"):
+        trainer(model, tmp_path / "other", watch=Odd(float("nan"))).run()
+
+
+class NeverFinite(Curved):
+    def _score(self, images, prompts):
+        return super()._score(images, prompts) * (float("nan") if images.requires_grad else 1.0)
+
+
+def test_hopeless_gradients_name_the_best_only_if_there_is_one(model, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"5 steps in a row at step 5\. The best so far is in .*best\.safeten"):
+        trainer(model, tmp_path, reward=NeverFinite()).run()
+    assert "Nothing has been learned yet" in RunFolder(tmp_path / "empty").best_so_far()
+
+
+# divergence and settings
+
+
+def test_a_learning_rate_that_is_too_high_is_blamed_itself(model, tmp_path: Path) -> None:
+    words = (
+        r"NaN or infinite pixels at step 1\. After 1 steps at learning_rate 1e\+30 the embedding has moved .*best\.safe"
+    )
+    with pytest.raises(FloatingPointError, match=words):
+        trainer(model, tmp_path, replace(QUICK, learning_rate=1e30)).run()
+    assert torch.equal(load_embedding(tmp_path / "best.safetensors").tokens, model.encode([""]).tokens)
+
+
+def test_a_model_that_makes_no_pictures_is_blamed_itself(model, tmp_path: Path) -> None:
+    class Overflowing(Wrapped):
+        def decode(self, latents):
+            return self._model.decode(latents) * float("nan")
+
+    with pytest.raises(FloatingPointError, match=r"at step 0\. The model makes them before anything was learned; try"):
+        trainer(Overflowing(model), tmp_path).run()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_settings_that_are_no_numbers_are_refused(value: float) -> None:
+    names = ["learning_rate", "weight_decay", "gradient_clip", "norm_limit", "watch_drop", "checkpoint_minutes"]
+    for name in names:
+        with pytest.raises(ConfigError, match=f"- {name}: got {value}, expected"):
+            TrainConfig(**{name: value})
+    for name in ("guidance_scale", "guidance_start", "guidance_end", "guidance_rescale"):
+        with pytest.raises(ValueError, match=f"{value}"):
+            TrainConfig.from_mapping({"sampling": {name: value}})
+    for settings in ({"betas": [0.9, value]}, {"jitter": {"guidance_scale": [2.0, value]}}):
+        with pytest.raises(ConfigError, match=f"{value}"):
+            TrainConfig.from_mapping(settings)
+
+
+# full disks
+
+
+@pytest.mark.parametrize("call", [0, 1, 2, 3, 4, 5, 6, 7])
+def test_a_full_disk_ends_a_run_that_resumes_to_the_same_end(
+    model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """Each of the first eight files that a run writes, refused in turn: what was there stays good."""
+    whole = trainer(model, tmp_path / "whole").run()
+    calls, fsync = iter(range(1000)), os.fsync
+
+    def full(handle: int) -> None:
+        if next(calls) == 2 * call:  # a file, then its folder
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        trainer(model, tmp_path / "run").run()
+    monkeypatch.setattr(os, "fsync", fsync)
+    resumed = trainer(model, tmp_path / "run", resume=True).run()
+    assert torch.equal(resumed.embedding.tokens, whole.embedding.tokens)
+    assert not list((tmp_path / "run").rglob("*.part"))
+    assert [r["step"] for r in records(tmp_path / "run", "step")] == [*range(1, 7)]
+
+
+def test_metrics_that_cannot_be_written_name_the_file_and_what_to_do(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.metrics.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"Could not write the metrics \(No space left on device\)\. Make room there"):
+        folder.record({"event": "step", "step": 1})
+
+
+# rehearsal
+
+
+class Clocked(Wrapped):
+    """A model each of whose passes takes a second a row, and nothing else any time."""
+
+    def __init__(self, model, clock: list[float]) -> None:
+        super().__init__(model)
+        self.clock = clock
+
+    def denoise(self, x, sigma, conditioning, branches):
+        self.clock[0] += len(x)
+        return self._model.denoise(x, sigma, conditioning, branches)
+
+
+def turned(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    return clock
+
+
+def test_a_rehearsal_takes_what_the_run_takes(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient point at every step index in turn, so that steps take 2 to 6 seconds a sample."""
+    clock = turned(monkeypatch)
+    config = replace(QUICK, steps=8, validate_every=3, jitter=Jitter(solver=("euler", "dpmpp_2m")))
+    run = trainer(Clocked(model, clock), tmp_path / "run", config)
+    found = rehearse(run, list(model.pipeline.unet.parameters()))
+    assert not (tmp_path / "run").exists()
+    assert found.validation == 3 * 2 * 3 and found.micro_batch == 2 and found.parts >= 3
+    assert found.total == pytest.approx(8 * found.step + 4 * found.validation)
+    clock[0] = 0.0
+    run.run()
+    assert clock[0] == pytest.approx(found.total, rel=0.25)
+
+
+def test_a_rehearsal_of_a_resumed_run_counts_what_is_left(model, tmp_path: Path, monkeypatch) -> None:
+    count = Steps(4)
+    trainer(model, tmp_path, observer=count, should_stop=count.enough).run()
+    clock = turned(monkeypatch)
+    found = rehearse(trainer(Clocked(model, clock), tmp_path, resume=True), [])
+    assert found.total == pytest.approx(2 * found.step + 2 * found.validation)
+
+
+def test_a_rehearsal_halves_what_does_not_fit_and_counts_no_weights(model, tmp_path: Path) -> None:
+    class Small(Wrapped):
+        def denoise(self, x, sigma, conditioning, branches):
+            if len(x) > 3:
+                raise torch.OutOfMemoryError("out of memory")
+            return self._model.denoise(x, sigma, conditioning, branches)
+
+    config = replace(QUICK, micro_batch=4, window=(2, 3))
+    weights = [p for part in (model.pipeline.unet, model.pipeline.vae) for p in part.parameters()]
+    found = rehearse(trainer(Small(model), tmp_path, config), weights)
+    assert found.micro_batch == 1
+    once, twice = (
+        rehearse(trainer(model, tmp_path, replace(config, window=(0, 3), points=n)), weights).kept for n in (1, 3)
+    )
+    assert once == pytest.approx(twice, rel=0.02)
+    assert rehearse(trainer(model, tmp_path, config), []).kept > found.kept
+
+
+@pytest.mark.parametrize(
+    ("init", "words"),
+    [
+        ("absent.safetensors", "No embedding file at absent"),
+        ("narrow.safetensors", "Got an embedding for the text encoder width-8"),
+    ],
+)
+def test_a_rehearsal_finds_what_a_run_would_stumble_over(
+    model, tmp_path: Path, init: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    NegativeEmbedding(torch.ones(1, 4, 8)).save("narrow.safetensors")
+    with pytest.raises((ValueError, OSError), match=words):
+        rehearse(trainer(model, tmp_path / "run", replace(QUICK, init=init)), [])
+    with pytest.raises(ValueError, match="has no gradient"):
+        rehearse(trainer(model, tmp_path / "run", reward=Detached()), [])
+    assert not (tmp_path / "run").exists()
+
+
+def test_constant_rewards_are_no_fault(model, tmp_path: Path) -> None:
+    assert trainer(model, tmp_path, replace(QUICK, steps=1), reward=Constant()).run().reason == "done"

@@ -1,0 +1,204 @@
+"""Going on: the same run only, told in words, and with more steps."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from builders import pipeline
+from doubles import Constant, Curved, Wrapped
+from runs import PROMPTS, QUICK, SAMPLING, Steps, records, steps_of, trainer
+
+from reneg_core import NegativeEmbedding, load_embedding
+from reneg_core.backends import wrap
+from reneg_core.rewards import load_reward
+from reneg_core.training import schedule
+from reneg_core.training.state import load_state
+
+ONE = replace(QUICK, steps=1)
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+class Weighted(Curved):
+    """A reward with weights of its own."""
+
+    name = "weighted"
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.tensor(value))
+
+    def _score(self, images, prompts):
+        return super()._score(images, prompts) * self.factor
+
+
+# what a run is
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "unet"])
+def test_another_part_of_the_model_is_named(model, tmp_path: Path, part: str) -> None:
+    trainer(model, tmp_path, ONE).run()
+    changed = pipeline()
+    with torch.no_grad():
+        next(getattr(changed, part).parameters()).add_(0.01)
+    name = {"vae": "VAE", "text_encoder": "text encoder", "unet": "denoiser"}[part]
+    with pytest.raises(ValueError, match=rf"- model: the {name} is not what the run was started with\.\nTry") as error:
+        trainer(wrap(changed, "random"), tmp_path, ONE, resume=True).run()
+    assert str(error.value).count("- ") == 1
+
+
+def test_another_noise_schedule_of_the_same_weights_is_named(model, tmp_path: Path) -> None:
+    trainer(model, tmp_path, ONE).run()
+
+    class Shifted(Wrapped):
+        def sigmas(self, sampling):
+            return self._model.sigmas(sampling) * 1.1
+
+    with pytest.raises(ValueError, match="model: the noise levels for this sampling are not those"):
+        trainer(Shifted(model), tmp_path, ONE, resume=True).run()
+    with pytest.raises(ValueError) as error:
+        trainer(model, tmp_path, replace(ONE, sampling=SAMPLING.changed(steps=4)), resume=True).run()
+    assert "sampling.steps" in str(error.value) and "noise levels" not in str(error.value)
+
+
+def test_the_same_reward_with_other_weights_is_another_reward(model, tmp_path: Path) -> None:
+    trainer(model, tmp_path, ONE, reward=Weighted(1.0), watch=Weighted(2.0)).run()
+    assert trainer(model, tmp_path, ONE, reward=Weighted(1.0), watch=Weighted(2.0), resume=True).run().steps == 1
+    for role, rewards in (("reward", (1.5, 2.0)), ("watch", (1.0, 2.5))):
+        reward, watch = map(Weighted, rewards)
+        with pytest.raises(ValueError, match=f"- {role}: the weights of weighted are not what the run was started"):
+            trainer(model, tmp_path, ONE, reward=reward, watch=watch, resume=True).run()
+    with pytest.raises(ValueError, match="- watch: the run was started with 'weighted', now it is 'none'"):
+        trainer(model, tmp_path, ONE, reward=Weighted(1.0), resume=True).run()
+
+
+def test_a_reward_file_that_was_edited_is_named(model, tmp_path: Path) -> None:
+    code = (
+        "from reneg_core.rewards import Reward\nclass Mine(Reward):\n    name = 'mine'\n"
+        "    def _score(self, images, prompts):\n        return images.mean((1, 2, 3)) * 2\n"
+    )
+    (tmp_path / "mine.py").write_text(code)
+    trainer(model, tmp_path / "run", ONE, reward=load_reward(str(tmp_path / "mine.py"))).run()
+    same = trainer(model, tmp_path / "run", ONE, reward=load_reward(str(tmp_path / "mine.py")), resume=True)
+    assert same.run().steps == 1
+    (tmp_path / "mine.py").write_text(code.replace("* 2", "* 3"))
+    edited = load_reward(str(tmp_path / "mine.py"))
+    with pytest.raises(ValueError, match=r"- reward: the file mine\.py is not what the run was started with"):
+        trainer(model, tmp_path / "run", ONE, reward=edited, resume=True).run()
+
+
+def test_a_start_is_compared_by_its_contents(model, tmp_path: Path) -> None:
+    begin = NegativeEmbedding(model.encode(["ugly"]).tokens, model.family)
+    path = begin.save(tmp_path / "start.safetensors")
+    trainer(model, tmp_path / "run", replace(ONE, init=str(path))).run()
+    NegativeEmbedding(begin.tokens + 1, model.family).save(path, overwrite=True)
+    before = contents_of(tmp_path / "run")
+    for init, words in (
+        (str(path), r"init: the embedding in start\.safetensors is not the one that the run was started with"),
+        ("ugly", r"init: the run was started with the file start\.safetensors, now it is 'ugly'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            trainer(model, tmp_path / "run", replace(ONE, init=init), resume=True).run()
+    assert contents_of(tmp_path / "run") == before
+    moved = begin.save(tmp_path / "moved.safetensors")
+    assert trainer(model, tmp_path / "run", replace(ONE, init=str(moved)), resume=True).run().steps == 1
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ([*PROMPTS, "snow"], "training prompts: 'snow' was added since the run was started."),
+        (PROMPTS[1:], "training prompts: 'a red fox' was removed since the run was started."),
+        (["x", *PROMPTS[1:]], "training prompts: 'x' was added; 'a red fox' was removed since"),
+        (PROMPTS[::-1], "training prompts: the same 5, in another order than"),
+        ([*PROMPTS, "ice"], "training prompts: 'ice' was added since"),
+        ([*PROMPTS, *"abcde"], "training prompts: 'a', 'b', 'c' and 2 more were added since"),
+    ],
+)
+def test_changed_prompts_are_told_in_words(model, tmp_path: Path, prompts: list[str], words: str) -> None:
+    trainer(model, tmp_path, ONE).run()
+    with pytest.raises(ValueError) as error:
+        trainer(model, tmp_path, ONE, prompts=prompts, resume=True).run()
+    assert words in str(error.value) and len(max(str(error.value).split(), key=len)) < 64
+
+
+def test_changed_prompts_without_their_list_are_still_refused(model, tmp_path: Path) -> None:
+    trainer(model, tmp_path, ONE).run()
+    (tmp_path / "prompts.json").write_text('{"train": ["another", "list"], "validation": []}')
+    with pytest.raises(ValueError, match=r"validation prompts: there are 1 now, not those .*list is lost"):
+        trainer(model, tmp_path, ONE, validation=("new",), resume=True).run()
+
+
+def test_a_refused_resume_changes_no_file(model, tmp_path: Path) -> None:
+    trainer(model, tmp_path, ONE, description="steps: 1\n").run()
+    before = contents_of(tmp_path)
+    assert before["config.yaml"] == b"steps: 1\n"
+    with pytest.raises(ValueError, match="batch_size: the run was started with 4, now it is 2"):
+        other = replace(ONE, batch_size=2)
+        trainer(model, tmp_path, other, resume=True, description="batch_size: 2\n").run()
+    assert contents_of(tmp_path) == before
+
+
+def test_what_does_not_change_results_may_change(model, tmp_path: Path) -> None:
+    whole = trainer(model, tmp_path / "whole").run()
+    count = Steps(3)
+    trainer(model, tmp_path / "run", observer=count, should_stop=count.enough).run()
+    often = replace(QUICK, checkpoint_every=1, checkpoint_minutes=0.0, keep_checkpoints=1)
+    free = replace(often, checkpointing=True, patience=9)
+    resumed = trainer(model, tmp_path / "run", free, resume=True).run()
+    assert torch.allclose(resumed.embedding.tokens, whole.embedding.tokens, atol=1e-6)
+
+
+# more steps
+
+
+def test_a_finished_run_is_extended(model, tmp_path: Path) -> None:
+    """The steps taken keep their rates, the others have those of a run of eight; the moments go on."""
+    six = trainer(model, tmp_path).run()
+    state = load_state(tmp_path / "checkpoints/step-00000006.safetensors")[0]
+    said: list[str] = []
+    longer = replace(QUICK, steps=8)
+    result = trainer(model, tmp_path, longer, resume=True, say=said.append).run()
+    assert (six.steps, result.steps, result.reason) == (6, 8, "done")
+    expected = [schedule.learning_rate(QUICK if s < 6 else longer, s) for s in range(8)]
+    assert [r["learning_rate"] for r in records(tmp_path, "step")] == pytest.approx(expected)
+    assert said == [
+        "steps: 6 before, 8 from step 6 on. The learning rate goes on as in a run of 8 steps: 0.007322 at the next "
+        "step instead of 0; the 6 steps taken keep theirs."
+    ]
+    assert steps_of(tmp_path, "step") == [*range(1, 9)] and steps_of(tmp_path, "validation") == [0, 2, 4, 6, 8]
+    now = load_state(tmp_path / "checkpoints/step-00000008.safetensors")[0]
+    assert now.progress.changes == [[6, 6, 8]] and now.learner.updates == state.learner.updates + 2 == 8
+    notes = load_embedding(tmp_path / "negative.safetensors").provenance.notes
+    assert notes["training"]["steps_changed"] == [[6, 6, 8]]
+
+
+def test_an_extended_run_resumes_bit_for_bit(model, tmp_path: Path) -> None:
+    longer, ends = replace(QUICK, steps=10), []
+    for name in ("whole", "broken"):
+        trainer(model, tmp_path / name).run()
+        if name == "broken":
+            count = Steps(3, KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                trainer(model, tmp_path / name, longer, resume=True, observer=count).run()
+        ends.append(trainer(model, tmp_path / name, longer, resume=True).run())
+    assert torch.equal(ends[0].embedding.tokens, ends[1].embedding.tokens)
+    assert records(tmp_path / "broken", "step")[-1]["learning_rate"] > 0
+
+
+def test_fewer_steps_than_were_taken_are_refused(model, tmp_path: Path) -> None:
+    trainer(model, tmp_path).run()
+    with pytest.raises(ValueError, match=r"steps: got 5, but the run has taken 6 steps already\. Try that number"):
+        trainer(model, tmp_path, replace(QUICK, steps=5), resume=True).run()
+
+
+def test_a_run_without_patience_left_goes_on_with_more_of_it_or_more_steps(model, tmp_path: Path) -> None:
+    config = replace(QUICK, patience=1, validate_every=1, steps=4)
+    for name, more, steps in (("a", replace(config, patience=2), 2), ("b", replace(config, steps=5), 2)):
+        ended = trainer(model, tmp_path / name, config, reward=Constant()).run()
+        assert (ended.reason, ended.steps) == ("patience", 1)
+        result = trainer(model, tmp_path / name, more, reward=Constant(), resume=True).run()
+        assert (result.reason, result.steps) == ("patience", steps)

@@ -193,25 +193,18 @@ class DiffusersModel(DiffusionModel):
 
     def contents(self) -> dict[str, str]:
         """See :class:`DiffusionModel`."""
-        kind = self.parameterisation
-        found = {
+        parts = {name: part for name, part in self.pipeline.components.items() if part is not None}
+        encoders = {name: digest_of(part.state_dict()) for name, part in parts.items() if "text_encoder" in name}
+        words = {name: sorted(part.get_vocab().items()) for name, part in parts.items() if "tokenizer" in name}
+        vocabularies = {name: hashlib.sha256(repr(entries).encode()).hexdigest() for name, entries in words.items()}
+        return {
             "precision": str(self.dtype).removeprefix("torch."),
-            "prediction type": getattr(kind, "prediction", type(kind).__name__),
+            "prediction type": self.parameterisation.prediction,
             "denoiser": DIGEST + self.digest(),
+            "VAE": digest_of(parts["vae"].state_dict()),
+            **{name.replace("_", " "): found for name, found in encoders.items()},
+            **{name.replace("_", " "): DIGEST + found for name, found in vocabularies.items()},
         }
-        for name, part in self.pipeline.components.items():
-            if part is None or not name.startswith(("text_encoder", "tokenizer", "vae")):
-                continue
-            if isinstance(part, torch.nn.Module):
-                found[_in_words(name)] = digest_of(part.state_dict())
-            else:
-                vocabulary = repr(sorted(part.get_vocab().items()))
-                found[_in_words(name)] = DIGEST + hashlib.sha256(vocabulary.encode()).hexdigest()
-        return found
-
-
-def _in_words(part: str) -> str:
-    return "VAE" if part == "vae" else part.replace("_", " ")
 
 
 @contextmanager

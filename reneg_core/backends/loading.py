@@ -91,10 +91,10 @@ def _load_pipeline(source: str, dtype: torch.dtype, config: str | Path | None) -
         return pipeline.from_pretrained(str(path or source), **options)
     except Exception as error:  # files of another kind, or damaged ones, break the loaders in many ways
         hint = " Try --model-config FOLDER (in a training: model_config=FOLDER), a pipeline folder of its architecture."
-        raise _not_loaded(source, error, hint if single and not config else "") from error
+        raise _unreadable(source, error, hint if single and not config else "") from error
 
 
-def _not_loaded(source: str, error: Exception, hint: str = "") -> ValueError:
+def _unreadable(source: str, error: Exception, hint: str = "") -> ValueError:
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     return ValueError(
         f"Could not load {source!r} as a model ({reason}). Expected a diffusers pipeline folder, "
@@ -124,9 +124,9 @@ def _class_name(path: Path | None, source: str) -> str:
         from diffusers import DiffusionPipeline
 
         try:
-            return DiffusionPipeline.load_config(source)["_class_name"]
-        except Exception as error:  # no connection, no such model, or one without an index
-            raise _not_loaded(source, error) from error
+            return str(DiffusionPipeline.load_config(source)["_class_name"])
+        except (OSError, ValueError, KeyError) as error:
+            raise _unreadable(source, error) from error
     if path.is_file():
         return _class_of_file(path)
     index = path / "model_index.json"
@@ -134,8 +134,9 @@ def _class_name(path: Path | None, source: str) -> str:
         raise ValueError(f"Got the folder {path} without a model_index.json, expected a diffusers pipeline folder.")
     try:
         return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"Got an unreadable {index} ({error}), expected a diffusers pipeline folder.") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"Got an unreadable {index} ({reason}), expected a diffusers pipeline folder.") from error
 
 
 def _class_of_file(path: Path) -> str:
@@ -144,8 +145,8 @@ def _class_of_file(path: Path) -> str:
     try:
         with safe_open(path, framework="pt") as file:
             keys = list(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise _not_loaded(str(path), OSError(f"damaged or truncated: {error}")) from error
+    except SafetensorError as error:
+        raise _unreadable(str(path), error) from error
     found = next((kind for start, kind in SINGLE_FILES.items() if any(key.startswith(start) for key in keys)), None)
     if found not in PIPELINES:
         what = f"a single file of {found}" if found else "a single file without the parts of a whole checkpoint"

@@ -16,10 +16,11 @@ OTHER_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
 
 
 class Parameterisation(Protocol):
-    """scheduler: diffusers' own, whose configuration is followed; the rest as in
+    """scheduler: diffusers' own, whose configuration is followed; prediction: of the network, in a word; the rest as in
     :class:`~reneg_core.model.DiffusionModel`."""
 
     scheduler: Any
+    prediction: str
 
     def sigmas(self, sampling: Sampling, tokens: int) -> Tensor:
         """The schedule ``[steps+1]``; tokens: how many the denoiser sees a picture of the sampling's size as."""
@@ -152,6 +153,8 @@ class Flow:
     towards 0 in equal distances (Flux), or between the scheduler's own ends (Stable Diffusion 3). Errors: ValueError
     for other schedulers and for stochastic or inverted ones.
     """
+
+    prediction = "velocity"
 
     def __init__(self, scheduler: Any, to_zero: bool) -> None:
         from diffusers import FlowMatchEulerDiscreteScheduler

@@ -8,7 +8,7 @@ from builders import pipeline
 from doubles import Curved
 
 from reneg_core import NegativeEmbedding
-from reneg_core.backends.diffusers import DiffusersModel
+from reneg_core.backends import wrap
 from reneg_core.sampling import Sampling
 from reneg_core.training import AdaptConfig, adapt
 from reneg_core.training.loss_scale import LossScale
@@ -31,7 +31,7 @@ def gain(dtype: torch.dtype) -> torch.Tensor:
     parts = pipeline()
     for network in (parts.unet, parts.vae, parts.text_encoder):
         network.to(dtype)
-    model = DiffusersModel(parts, "random")
+    model = wrap(parts, "random")
     start = NegativeEmbedding(model.encode([""]).tokens, model.family)
     result = adapt(model, Small(), ["a red fox", "blue"], [1, 2], start, CONFIG)
     return result.rewards - result.start_rewards

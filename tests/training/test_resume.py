@@ -10,7 +10,7 @@ from doubles import Constant, Curved, Wrapped
 from runs import PROMPTS, QUICK, SAMPLING, Steps, records, steps_of, trainer
 
 from reneg_core import NegativeEmbedding, load_embedding
-from reneg_core.backends.diffusers import DiffusersModel
+from reneg_core.backends import wrap
 from reneg_core.rewards import load_reward
 from reneg_core.training import schedule
 from reneg_core.training.state import load_state
@@ -46,7 +46,7 @@ def test_another_part_of_the_model_is_named(model, tmp_path: Path, part: str) ->
         next(getattr(changed, part).parameters()).add_(0.01)
     name = {"vae": "VAE", "text_encoder": "text encoder", "unet": "denoiser"}[part]
     with pytest.raises(ValueError, match=rf"- model: the {name} is not what the run was started with\.\nTry") as error:
-        trainer(DiffusersModel(changed, "random"), tmp_path, ONE, resume=True).run()
+        trainer(wrap(changed, "random"), tmp_path, ONE, resume=True).run()
     assert str(error.value).count("- ") == 1
 
 

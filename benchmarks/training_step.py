@@ -59,15 +59,9 @@ class Setting:
         leaf = self.leaf()
         backward(x0_of(leaf), leaf)
 
-    def gradient_part(self, x0_of: Callable[[Tensor], Tensor], checkpoint_reward: bool = False) -> Tensor:
+    def gradient_part(self, x0_of: Callable[[Tensor], Tensor]) -> Tensor:
         leaf = self.leaf()
-        images = self.model.decode(x0_of(leaf))
-        if checkpoint_reward:
-            from torch.utils.checkpoint import checkpoint
-
-            scores = checkpoint(self.reward.score, images, self.prompts, use_reentrant=False)
-        else:
-            scores = self.reward.score(images, self.prompts)
+        scores = self.reward.score(self.model.decode(x0_of(leaf)), self.prompts)
         return torch.autograd.grad(scores.sum(), leaf)[0]
 
     def plain_step(self) -> Tensor:
@@ -80,10 +74,10 @@ class Setting:
         return reward_gradient(self.model, self.reward, batch, self.negative, self.sampling, Reach(points)).tokens
 
     def light_part(self) -> Tensor:
-        """Our gradient part with activation checkpointing of denoiser, decoder and reward."""
+        """Our gradient part with activation checkpointing of denoiser and decoder."""
         self.model.checkpointing(True)
         try:
-            return self.gradient_part(self.our_x0, checkpoint_reward=True)
+            return self.gradient_part(self.our_x0)
         finally:
             self.model.checkpointing(False)
 

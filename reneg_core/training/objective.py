@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..model import Branch, Conditioning, DiffusionModel
 from ..rewards import Reward
@@ -38,15 +37,13 @@ class Reach:
 
     points: step indices at which recording starts; through: denoising steps recorded from each point on, fewer at the
     schedule's end (1 = the estimate at the point, the paper's; 0 = to the finished picture); complete: integrate to the
-    end and score the finished picture too; loss_scale: factor on the reward in the backward pass, for half precision;
-    checkpoint_reward: recompute the reward's activations in its backward.
+    end and score the finished picture too; loss_scale: factor on the reward in the backward pass, for half precision.
     """
 
     points: Sequence[int]
     through: int = 1
     complete: bool = False
     loss_scale: float = 1.0
-    checkpoint_reward: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,8 @@ def reward_gradient(
             if index in points:
                 with torch.enable_grad():
                     x0 = way.recorded(state)
-                    images, scores = _decode_and_score(model, reward, batch, way.ahead(state, x0, reach.through), reach)
+                    images = model.decode(way.ahead(state, x0, reach.through))
+                    scores = score(reward, images, list(batch.prompts))
                     parts = torch.autograd.grad(scores.sum() * reach.loss_scale, parameters)
                 x0, images = x0.detach(), images.detach()
                 rewards.append(scores.detach())
@@ -159,12 +157,3 @@ def _checked_points(points: Sequence[int], sampling: Sampling, steps: int) -> li
 
 def _detached(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()
-
-
-def _decode_and_score(
-    model: DiffusionModel, reward: Reward, batch: Batch, x0: Tensor, reach: Reach
-) -> tuple[Tensor, Tensor]:
-    images, prompts = model.decode(x0), list(batch.prompts)
-    if reach.checkpoint_reward:
-        return images, checkpoint(score, reward, images, prompts, use_reentrant=False)
-    return images, score(reward, images, prompts)

@@ -211,17 +211,17 @@ def test_a_mask_is_kept_at_the_point_and_behind_it(model) -> None:
 
 
 def test_checkpointing_changes_memory_and_not_the_gradient(model) -> None:
-    plain, saved_plain = saved_bytes(model, False)
+    plain, saved_plain = saved_bytes(model)
     model.checkpointing(True)
     try:
-        light, saved_light = saved_bytes(model, True)
+        light, saved_light = saved_bytes(model)
     finally:
         model.checkpointing(False)
     close(light.tokens, plain.tokens)
     assert saved_light < 0.4 * saved_plain
 
 
-def saved_bytes(model, checkpoint_reward: bool):
+def saved_bytes(model):
     """The gradient and the bytes autograd kept for it."""
     total = 0
 
@@ -231,7 +231,7 @@ def saved_bytes(model, checkpoint_reward: bool):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        found = gradient(model, [3], checkpoint_reward=checkpoint_reward)
+        found = gradient(model, [3])
     return found, total
 
 

@@ -10,6 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from . import schedule
+from .config import TrainConfig
 from .memory import micro_batches
 from .trainer import Trainer, validates
 
@@ -82,9 +84,9 @@ def _fitting(trainer: Trainer) -> int:
 
 
 def _kept(trainer: Trainer, weights: Iterable[Tensor]) -> int:
-    """The most bytes that autograd holds for one sample at a time, in the longest of the first steps."""
-    config, done = trainer.config, trainer.progress.step
-    longest = max(range(done, done + 50), key=lambda s: config.jitter.draw(config.sampling, config.seed, s).steps)
+    """The most bytes that autograd holds for one sample at a time, where the gradient passes through most steps."""
+    done = trainer.progress.step
+    longest = max(range(done, done + 50), key=partial(_recorded, trainer.config))
     owned = {tensor.untyped_storage().data_ptr() for tensor in weights}
     held: Counter[int] = Counter()
     sizes: dict[int, int] = {}
@@ -103,6 +105,14 @@ def _kept(trainer: Trainer, weights: Iterable[Tensor]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
         trainer.part_gradient(longest, range(1))
     return most
+
+
+def _recorded(config: TrainConfig, step: int) -> int:
+    """Denoising steps that the gradient of ``step`` passes through, from its earliest point."""
+    sampling = config.jitter.draw(config.sampling, config.seed, step)
+    points = schedule.gradient_points(config.window_of(sampling), config.points, config.seed, step)
+    left = sampling.steps - min(points)
+    return min(config.through or left, left)
 
 
 @dataclass(eq=False)

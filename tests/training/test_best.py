@@ -35,7 +35,7 @@ PROMPTS, HELD = ["a red fox", "blue", "sun over sea", "an old door", "ice"], ["m
 SAMPLING = Sampling("dpmpp_2m", 5, "trailing", Guidance(3.0))
 WILD = TrainConfig(
     steps=12, batch_size=3, micro_batch=2, sampling=SAMPLING, learning_rate=0.5, window=(1, 5), seed=1,
-    validate_every=3, validation_pairs=5, checkpoint_every=4,
+    validate_every=3, validation_pairs=5, checkpoint_every=4, checkpoint_minutes=0,
 )  # fmt: skip
 """A rate so high that the best comes early and later iterates are worse."""
 

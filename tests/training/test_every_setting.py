@@ -19,7 +19,7 @@ PROMPTS, HELD = ["a red fox", "blue", "sun over sea", "an old door", "ice"], ["m
 SAMPLING = Sampling("dpmpp_2m", 6, "trailing", Guidance(3.0))
 BASE = TrainConfig(
     steps=6, batch_size=4, micro_batch=3, sampling=SAMPLING, learning_rate=0.05, window=(2, 6), points=2, through=2,
-    validate_every=2, validation_pairs=3, checkpoint_every=2,
+    validate_every=2, validation_pairs=3, checkpoint_every=2, checkpoint_minutes=0,
 )  # fmt: skip
 
 
@@ -42,7 +42,9 @@ MOVES = {
 }  # fmt: skip
 """Settings that change what is learned, each with another value."""
 
-SAME = {"micro_batch": 1, "checkpointing": True, "checkpoint_every": 5, "keep_checkpoints": 1}
+SAME = {
+    "micro_batch": 1, "checkpointing": True, "checkpoint_every": 5, "checkpoint_minutes": 1e-6, "keep_checkpoints": 1,
+}  # fmt: skip
 """Settings that change memory and files only."""
 
 JUDGING = {"validate_every", "validation_pairs", "patience", "watch_drop"}

@@ -304,19 +304,20 @@ def test_resuming_a_run_of_an_older_version(model, tmp_path: Path) -> None:
 
 
 def test_the_scale_of_a_half_precision_model_reaches_the_gradient(model, tmp_path: Path) -> None:
-    class Half(Wrapped):
-        dtype = torch.float16
+    """The gradient that enters the decoder's backward pass is 1024 times that of full precision."""
 
-    whole = trainer(model, tmp_path / "whole").run()
-    seen = []
+    class Watched(Wrapped):
+        def __init__(self, model, dtype: torch.dtype) -> None:
+            super().__init__(model)
+            self.dtype, self.seen = dtype, []
 
-    class Watched(Curved):
-        def _score(self, images, prompts):
-            scores = super()._score(images, prompts)
-            if scores.requires_grad:
-                scores.register_hook(lambda gradient: seen.append(gradient.unique().item()))
-            return scores
+        def decode(self, latents):
+            images = self._model.decode(latents)
+            if images.requires_grad:
+                images.register_hook(lambda gradient: self.seen.append(gradient.norm().item()))
+            return images
 
-    half = trainer(Half(model), tmp_path / "half", reward=Watched()).run()
-    assert set(seen) == {1024.0}
-    assert torch.allclose(half.embedding.tokens, whole.embedding.tokens, atol=1e-3)
+    whole, half = (Watched(model, dtype) for dtype in (torch.float32, torch.float16))
+    results = [trainer(one, tmp_path / str(one.dtype), replace(QUICK, steps=2)).run() for one in (whole, half)]
+    assert half.seen[0] == pytest.approx(1024 * whole.seen[0], rel=1e-4) and whole.seen[0] > 0
+    assert torch.allclose(results[0].embedding.tokens, results[1].embedding.tokens, atol=1e-3)

@@ -197,7 +197,7 @@ def _visit(
     if step == config.steps:
         return *_finished(model, reward, batch, negative, config), None
     points = schedule.gradient_points(config.window_of(config.sampling), config.points, "adapt", step)
-    reach = Reach(points, config.through, True, loss_scale, config.checkpointing)
+    reach = Reach(points, config.through, complete=True, loss_scale=loss_scale)
     found = reward_gradient(model, reward, batch, negative, config.sampling, reach)
     return found.images.cpu(), found.final_rewards.cpu(), found.tokens.cpu()
 

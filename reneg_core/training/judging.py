@@ -19,8 +19,8 @@ class PicturesNotFinite(FloatingPointError):
 def score(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
     """``reward.score`` of ``images [B,3,H,W]``: ``[B]``, differentiable where the reward is.
 
-    Errors: :class:`PicturesNotFinite`; ValueError naming the reward for what its own code raises. Running out of memory
-    and a host's interruption pass unchanged.
+    Errors: :class:`PicturesNotFinite`; ValueError naming the reward for what its own code raises, and for scores
+    without a gradient of pictures that need one. Running out of memory and a host's interruption pass unchanged.
     """
     if not torch.isfinite(images.detach()).all():
         raise PicturesNotFinite(
@@ -28,7 +28,7 @@ def score(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
             "lower learning rate."
         )
     try:
-        return reward.score(images, list(prompts))
+        scores = reward.score(images, list(prompts))
     except FAILURES as error:
         if is_out_of_memory(error):
             raise
@@ -37,6 +37,12 @@ def score(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
             f"pixels ({type(error).__name__}: {str(error)[:200]}). Expected one number per picture; try "
             "`reneg score` with it on a picture."
         ) from error
+    if images.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
+        raise ValueError(
+            f"The reward {reward.name!r} carries no gradient with respect to the pictures, so nothing can be learned "
+            "from it. Expected torch operations from pixels to score; it can still be watched."
+        )
+    return scores
 
 
 def check_reward(reward: Reward, prompt: str, device: torch.device) -> None:

@@ -84,7 +84,7 @@ def test_inspect_prints_no_escapes_and_json_that_is_json(tmp_path: Path, capsys:
 def test_a_model_with_a_part_missing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = pipeline()
     parts.text_encoder = None
-    with pytest.raises(ValueError, match="Got a model without text_encoder, expected a whole Stable Diffusion"):
+    with pytest.raises(ValueError, match="Got a StableDiffusionPipeline without text_encoder, expected a whole"):
         DiffusersModel(parts, "x")
     folder = pipeline_folder(tmp_path / "model")
     index = json.loads((folder / "model_index.json").read_text())

@@ -34,7 +34,7 @@ def test_settings_by_id_title_and_class() -> None:
         ("steps", "expected node.input=value"),
         ("9.steps=1", r"No node '9'.*2 \(Positive\)"),
         ("CLIPTextEncode.text=x", "which is 2 nodes: use an id, 3, 4"),
-        ("1.cfg=1", "has no input 'cfg'; it has seed, steps, model"),
+        ("1.cfg=1", "has no input 'cfg', expected one of seed, steps, model"),
     ],
 )
 def test_wrong_settings_name_what_there_is(setting: str, message: str) -> None:
@@ -50,7 +50,7 @@ def test_other_files_are_refused_with_a_way_out(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Export \(API\)"):
         load_workflow(path)
     path.write_text("{")
-    with pytest.raises(ValueError, match="which is no JSON"):
+    with pytest.raises(ValueError, match="which is no valid JSON"):
         load_workflow(path)
 
 

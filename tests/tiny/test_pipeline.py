@@ -95,7 +95,7 @@ def test_prompts_that_no_training_saw_are_drawn_better_than_by_chance(tiny_model
     texts = tiny.test_prompts()[::3]
     images = _pictures(tiny_model, texts, "")
     own, other = tiny.measure(images, texts).mean(), tiny.measure(images, texts[1:] + texts[:1]).mean()
-    assert own > 0.78 and own - other > 0.3
+    assert own > 0.78 and own - other > 0.25
 
 
 def test_guidance_alone_leaves_the_flaws(tiny_model: DiffusersModel):

@@ -265,7 +265,8 @@ def test_bad_options_are_refused_before_a_picture_is_read(tmp_path, capsys, monk
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "no valid JSON"), ("[1]", "expected text"), ('"x"', "with str, expected a list of prompts")]
+    ("text", "message"),
+    [("{", "no valid JSON"), ("[1]", "expected text"), ('"x"', "with str, expected a list of prompts")],
 )
 def test_a_bad_prompt_file_is_named(tmp_path, text, message):
     (tmp_path / "p.json").write_text(text)

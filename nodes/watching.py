@@ -104,11 +104,11 @@ def _bits(images: Tensor) -> Tensor:
 def seed_of(folder: Path, asked: int) -> int:
     """The seed that the run in ``folder`` began with, else the one asked for: the page gives a new one after every Run
     unless it is told not to, and a run that goes on is still the same run."""
-    from reneg_core.training.state import RunDirectory
+    from reneg_core.training.run_folder import RunFolder
 
-    found = RunDirectory(folder).latest()
-    stored = found[1] if found else {}
-    return stored.get("settings", stored).get("seed", asked)
+    found = RunFolder(folder).latest()
+    settings = found.context.get("settings", {}) if found else {}
+    return settings.get("seed", asked)
 
 
 def load_records(folder: Path) -> list[dict[str, Any]]:

@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
 def reward_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments for `load_reward` from the command line; what was not given is left out."""
-    from ..backends.diffusers import pick_device
+    from ..backends.devices import pick_device
 
     given = {name: getattr(args, name) for name in ("config", "vocab", "merges", "preprocess")}
     given |= {"search_dirs": args.search_dir, "download": args.download, "weights": weights_of(args.weights)}

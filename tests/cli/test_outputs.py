@@ -9,7 +9,7 @@ import torch
 from builders import pipeline, pipeline_folder
 
 from reneg_core import NegativeEmbedding
-from reneg_core.backends.diffusers import DiffusersModel
+from reneg_core.backends import wrap
 from reneg_core.cli import main, parse
 from reneg_core.embedding import Provenance
 
@@ -84,8 +84,8 @@ def test_inspect_prints_no_escapes_and_json_that_is_json(tmp_path: Path, capsys:
 def test_a_model_with_a_part_missing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = pipeline()
     parts.text_encoder = None
-    with pytest.raises(ValueError, match="Got a StableDiffusionPipeline without text_encoder, expected a whole"):
-        DiffusersModel(parts, "x")
+    with pytest.raises(ValueError, match="Got a StableDiffusionPipeline without text_encoder, expected"):
+        wrap(parts, "x")
     folder = pipeline_folder(tmp_path / "model")
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "text_encoder": [None, None]}))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from doubles import Constant, Curved, Wrapped
+from runs import PROMPTS, QUICK, Steps, records, trainer
 
 from reneg_core import NegativeEmbedding, load_embedding
 from reneg_core.rewards import Reward
@@ -16,7 +17,6 @@ from reneg_core.sampling import Jitter, Sampling
 from reneg_core.training import AdaptConfig, ConfigError, TrainConfig, adapt
 from reneg_core.training.rehearsal import rehearse
 from reneg_core.training.run_folder import RunFolder
-from runs import PROMPTS, QUICK, Steps, records, trainer
 
 # rewards
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from builders import pipeline
 from doubles import Constant, Curved, Wrapped
+from runs import PROMPTS, QUICK, SAMPLING, Steps, records, steps_of, trainer
 
 from reneg_core import NegativeEmbedding, load_embedding
 from reneg_core.backends import wrap
 from reneg_core.rewards import load_reward
 from reneg_core.training import schedule
 from reneg_core.training.state import load_state
-from runs import PROMPTS, QUICK, SAMPLING, Steps, records, steps_of, trainer
 
 ONE = replace(QUICK, steps=1)
 

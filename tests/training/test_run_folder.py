@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from doubles import Curved
+from runs import PROMPTS, QUICK, Steps, steps_of, trainer
 
 from reneg_core.files import write_tensors
 from reneg_core.training.run_folder import RunFolder
 from reneg_core.training.state import load_state
-from runs import PROMPTS, QUICK, Steps, steps_of, trainer
 
 ONE = replace(QUICK, steps=1)
 

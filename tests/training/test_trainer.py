@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from doubles import Constant, Curved, Recorder, Wrapped
+from runs import PROMPTS, QUICK, SAMPLING, records, trainer
 
 from reneg_core import NegativeEmbedding, load_embedding
 from reneg_core.files import write_tensors
@@ -17,7 +18,6 @@ from reneg_core.sampling import Jitter, Sampling, sample
 from reneg_core.training import Batch, Prompts, Reach, Trainer, reward_gradient, schedule
 from reneg_core.training.state import load_state
 from reneg_core.training.workers import Workers
-from runs import PROMPTS, QUICK, SAMPLING, records, trainer
 
 
 def test_reward_rises_and_files_are_there(model, tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ SAMPLINGS = {
 
 
 def test_the_table_names_every_part_of_the_sampling() -> None:
-    assert {*SAMPLINGS, "frames"} == set(SAMPLING.to_mapping())  # frames: the small model makes no video
+    """But a video's frames: the model of these tests has none."""
+    assert {*SAMPLINGS, "frames"} == set(SAMPLING.to_mapping())
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)

@@ -107,8 +107,7 @@ def seed_of(folder: Path, asked: int) -> int:
     from reneg_core.training.run_folder import RunFolder
 
     found = RunFolder(folder).latest()
-    settings = found.context.get("settings", {}) if found else {}
-    return settings.get("seed", asked)
+    return found.context.get("settings", found.context)["seed"] if found else asked
 
 
 def load_records(folder: Path) -> list[dict[str, Any]]:

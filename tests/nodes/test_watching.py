@@ -1,0 +1,43 @@
+"""Without a host: what the training node reads from a run's folder, and what it shows of a run that went before."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from runs import QUICK, trainer
+
+from .fake_host import imported
+
+
+@pytest.fixture(scope="module")
+def watching() -> Iterator[Any]:
+    with imported("watching") as [module]:
+        yield module
+
+
+def test_a_run_that_goes_on_keeps_its_seed(watching, model, tmp_path: Path) -> None:
+    """The page gives another number after every Run unless it is told not to."""
+    trainer(model, tmp_path / "run", replace(QUICK, steps=1, seed=7)).run()
+    assert watching.seed_of(tmp_path / "run", 99) == 7
+    assert watching.seed_of(tmp_path / "new", 99) == 99
+
+
+def test_the_start_is_that_of_step_0_also_later(watching, tmp_path: Path) -> None:
+    def observer() -> Any:
+        return watching.NodeObserver(9, SimpleNamespace(update=lambda *_, **__: None), None, tmp_path)
+
+    start, later = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
+    first = observer()
+    assert first.first is None and first.last is None
+    first.on_validation({"event": "validation", "step": 0, "reward": 0.0}, start, ["", ""])
+    second = observer()
+    second.on_validation({"event": "validation", "step": 3, "reward": 1.0}, later, ["", ""])
+    third = observer()
+    assert (third.first - start).abs().max() <= 0.5 / 255 + 1e-6
+    assert (third.last - later).abs().max() <= 0.5 / 255 + 1e-6
+    third.on_validation({"event": "validation", "step": 0, "reward": 0.0}, later, ["", ""])
+    assert torch.equal(third.first, third.last), "a run from the beginning has another start"

@@ -49,7 +49,7 @@ def test_figures_are_rounded_from_the_results(monkeypatch: pytest.MonkeyPatch):
             "embedding>none": {"difference": 0.12345, "interval": [-0.01, 0.25], "wins": 0.678, "upper_half": -0.0049}
         }
     }
-    monkeypatch.setattr(figures, "results", lambda name: {"runs": [run]})
+    monkeypatch.setattr(figures, "results", lambda name: {"demo": run})
     assert figures.FIGURES["gain"]("embedding", "none") == "+0.123 (-0.010 to +0.250)"
     assert figures.FIGURES["wins"]("embedding", "none") == "68%"
     assert figures.FIGURES["upper_half"]("embedding", "none") == "-0.005"

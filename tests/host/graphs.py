@@ -113,7 +113,7 @@ def prepare(base: Path) -> None:
     from PIL import Image
 
     from reneg_core import NegativeEmbedding
-    from reneg_core.backends.diffusers import load_model
+    from reneg_core.backends import load_model
     from reneg_core.tiny import HANDWRITTEN_NEGATIVE
 
     world = load_model("tiny", device="cpu")

@@ -36,7 +36,7 @@ def world() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def core() -> Any:
-    from reneg_core.backends.diffusers import load_model
+    from reneg_core.backends import load_model
 
     with torch.inference_mode(False):
         return load_model("tiny", device="cpu", dtype="fp32")

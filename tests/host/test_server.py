@@ -165,7 +165,7 @@ def test_the_client_runs_a_workflow_and_saves_its_pictures(server, tmp_path) -> 
     assert len(pictures) == 2 and all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)
     command[-1] = "Positive.words=a"
     wrong = subprocess.run(command, capture_output=True, text=True, cwd=PACK)
-    assert wrong.returncode == 1 and "has no input 'words'; it has text, clip" in wrong.stderr
+    assert wrong.returncode == 1 and "has no input 'words', expected one of text, clip" in wrong.stderr
 
 
 def test_the_client_says_what_is_wrong(server) -> None:

@@ -155,6 +155,6 @@ def test_templates_are_listed_with_their_thumbnails(opened, tmp_path) -> None:
         )
         assert kind == "200 image/jpeg"
     opened.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    opened.page.get_by_text("reneg", exact=True).first.click(timeout=20_000)
+    opened.page.get_by_role("dialog").get_by_text("reneg", exact=True).first.click(timeout=20_000)
     opened.page.wait_for_timeout(2500)
     keep(opened, tmp_path, f"templates-{opened.drawing}")

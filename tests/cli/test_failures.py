@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,17 @@ def test_escapes_and_broken_names_are_not_printed_raw(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == "reneg inspect: No file \\u001b[2J\\udcff.\n"
 
 
+@pytest.fixture
+def in_the_foreground() -> Iterator[None]:
+    """As a shell starts a command; one that is begun in the background ignores some signals."""
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("in_the_foreground")
 def test_stopping_says_so_and_restores_the_handlers(capsys: pytest.CaptureFixture[str]) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):

@@ -3,8 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from reneg_core import tiny
 from reneg_core.backends import load_model
+from reneg_core.commands import demo
 from reneg_core.commands.demo import adaptation
 from reneg_core.evaluation import Pairs, Rivals, Words, build_modes, evaluate
 from reneg_core.rewards import load_reward
@@ -41,3 +44,25 @@ def test_adaptation_samples_as_the_training_does_with_its_gradient():
     adapting = adaptation(config)
     assert adapting.sampling == config.sampling and adapting.steps == 6
     assert (adapting.window, adapting.through) == (config.window, config.through)
+
+
+def test_the_demo_samples_every_rival_at_its_best_scale_and_the_learned_one_as_it_was_learned(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    seen = {}
+
+    def compared(model, pairs, negatives, judges, sampling, **options):
+        seen.update(pairs=pairs, negatives=negatives, sampling=sampling)
+
+    monkeypatch.setattr(demo, "compare_rivals", compared)
+    config, written, learned = load_run_config("demo").train_config(), rivals(), object()
+    demo.compare_negatives(None, load_reward("tiny"), learned, config)
+    negatives, sampling = seen["negatives"], seen["sampling"]
+    assert sampling == config.sampling and negatives.adapted.sampling == config.sampling
+    assert negatives.samplings == {name: sampling.at_scale(one.guidance_scale) for name, one in written.items()}
+    assert {name: (words.text, words.strength) for name, words in negatives.texts.items()} == {
+        name: (written[name].text, written[name].strength) for name in ("text", "best_text")
+    }
+    assert negatives.embeddings == {"embedding": learned}
+    assert len(seen["pairs"]) == 256 and set(seen["pairs"].prompts) <= set(tiny.test_prompts())
+    assert not seen["pairs"].crossed

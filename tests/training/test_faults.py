@@ -14,8 +14,8 @@ from runs import PROMPTS, QUICK, Steps, records, trainer
 from reneg_core import NegativeEmbedding, load_embedding
 from reneg_core.rewards import Reward
 from reneg_core.sampling import Jitter, Sampling
-from reneg_core.training import AdaptConfig, ConfigError, TrainConfig, adapt
-from reneg_core.training.rehearsal import rehearse
+from reneg_core.training import AdaptConfig, ConfigError, TrainConfig, adapt, schedule
+from reneg_core.training.rehearsal import _recorded, rehearse
 from reneg_core.training.run_folder import RunFolder
 
 # rewards
@@ -276,3 +276,11 @@ def test_a_rehearsal_finds_what_a_run_would_stumble_over(
 
 def test_constant_rewards_are_no_fault(model, tmp_path: Path) -> None:
     assert trainer(model, tmp_path, replace(QUICK, steps=1), reward=Constant()).run().reason == "done"
+
+
+def test_a_rehearsal_counts_the_steps_that_the_gradient_passes_through_from_its_earliest_point():
+    sampling = Sampling("euler", 8, "karras").at_scale(3.0)
+    for through, steps in ((1, 1), (3, 3), (0, None)):
+        config = TrainConfig(sampling=sampling, window=(0, 8), points=2, through=through)
+        first = min(schedule.gradient_points((0, 8), 2, config.seed, 5))
+        assert first < 4 and _recorded(config, 5) == (steps or 8 - first)

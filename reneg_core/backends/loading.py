@@ -13,6 +13,7 @@ import torch
 from .devices import pick_device, pick_dtype
 from .diffusers import DiffusersModel
 from .families import PIPELINES
+from .families.videocrafter import is_denoiser, load_denoiser
 
 SINGLE_FILES = {
     "model.diffusion_model.joint_blocks.": "Stable Diffusion 3",
@@ -31,8 +32,9 @@ def load_model(
     """Load a model of one of the families in :data:`.families.PIPELINES`.
 
     source: ``"tiny"`` (the embedded world), a diffusers pipeline folder, a single ``.safetensors`` checkpoint (Stable
-    Diffusion 1.x, 2.x, XL), or a hub id; device and dtype: see :mod:`.devices`; config: for a single file, the pipeline
-    folder or hub id that holds its configuration and tokenizers (default: the original's, from the hub cache).
+    Diffusion 1.x, 2.x, XL), a folder with VideoCrafter2's UNet, or a hub id; device and dtype: see :mod:`.devices`;
+    config: for a single file, the pipeline folder or hub id that holds its configuration and tokenizers (default: the
+    original's, from the hub cache); for a UNet's folder, the ZeroScope pipeline that it is used in.
     Errors: FileNotFoundError; ValueError for anything that is not such a model, with its name where it has one.
     """
     target = pick_device(device)
@@ -50,8 +52,8 @@ def wrap(pipeline: Any, name: str) -> DiffusersModel:
 def _family(kind: str, source: str) -> type[DiffusersModel]:
     if kind not in PIPELINES:
         raise ValueError(
-            f"Got {kind} in {source}, which is not supported; expected a text-to-image pipeline of one of the classes "
-            f"{', '.join(PIPELINES)}."
+            f"Got {kind} in {source}, which is not supported; expected a pipeline from text to images or "
+            f"video, of one of the classes {', '.join(PIPELINES)}."
         )
     return PIPELINES[kind]
 
@@ -81,8 +83,11 @@ def _load_pipeline(source: str, dtype: torch.dtype, config: str | Path | None) -
 
     path = _resolve(source)
     single = path is not None and path.is_file()
+    parts: dict[str, Any] = {}
+    if path is not None and path.is_dir() and is_denoiser(path):
+        source, path, parts = *_pipeline_around(path, config), {"unet": load_denoiser(path, dtype)}
     kind = _class_name(path, source)
-    options: dict[str, Any] = {"torch_dtype": dtype, **_family(kind, source).load_options}
+    options: dict[str, Any] = {"torch_dtype": dtype, **parts, **_family(kind, source).load_options}
     try:
         pipeline = getattr(diffusers, kind)
         if single:
@@ -92,6 +97,20 @@ def _load_pipeline(source: str, dtype: torch.dtype, config: str | Path | None) -
     except Exception as error:  # files of another kind, or damaged ones, break the loaders in many ways
         hint = " Try --model-config FOLDER (in a training: model_config=FOLDER), a pipeline folder of its architecture."
         raise _unreadable(source, error, hint if single and not config else "") from error
+
+
+def _pipeline_around(denoiser: Path, config: str | Path | None) -> tuple[str, Path | None]:
+    """The name and the local path of the pipeline that a video denoiser is used in; ValueError for another one's."""
+    if not config:
+        raise ValueError(
+            f"Got {denoiser}, a video denoiser alone, expected the pipeline that it is used in too. Try --model-config "
+            "FOLDER (in a training: model_config=FOLDER) with ZeroScope's."
+        )
+    path = _resolve(str(config))
+    kind = _class_name(path, str(config))
+    if kind != "TextToVideoSDPipeline":
+        raise ValueError(f"Got {kind} in {config} for the video denoiser {denoiser}, expected TextToVideoSDPipeline.")
+    return str(config), path
 
 
 def _unreadable(source: str, error: Exception, hint: str = "") -> ValueError:

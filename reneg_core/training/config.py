@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+from ..clips import FRAMES
 from ..sampling import Jitter, Sampling
 from ..typed import read
 from .names import normalised
@@ -33,7 +34,8 @@ class RolloutConfig:
     step index that may be a gradient point, None = the last third, which is the paper's last 10 of 30; points: gradient
     points per rollout; through: denoising steps that the gradient passes through from each point on, 1 = the paper's
     one-step estimate, 0 = to the end; checkpointing: recompute activations of denoiser, decoder and reward in the
-    backward pass; learning_rate, betas: AdamW's.
+    backward pass; judged_frames: of a video, how many frames are decoded and judged, evenly spaced (0 = all);
+    learning_rate, betas: AdamW's.
     """
 
     learning_rate: float = 5e-3
@@ -43,6 +45,7 @@ class RolloutConfig:
     points: int = 1
     through: int = 1
     checkpointing: bool = False
+    judged_frames: int = FRAMES
 
     def __post_init__(self) -> None:
         raise_faults(self.faults())
@@ -98,7 +101,7 @@ class RolloutConfig:
 
     def faults(self) -> list[str]:
         """One sentence for everything that is wrong."""
-        found = [*self.below(1, "points"), *self.below(0, "through")]
+        found = [*self.below(1, "points"), *self.below(0, "through judged_frames")]
         numbers = {part.name: getattr(self, part.name) for part in fields(self)}
         endless = {k: v for k, v in numbers.items() if isinstance(v, float) and v in (math.inf, -math.inf)}
         found += [f"{name}: got {value}, expected a finite number." for name, value in endless.items()]

@@ -47,7 +47,8 @@ class DiffusersModel(DiffusionModel):
 
     def __init__(self, pipeline: Any, name: str) -> None:
         self.pipeline, self.name = pipeline, name
-        lacking = [part for part, what in pipeline.components.items() if what is None and self._needs(part)]
+        needed = [name for name in pipeline.components if self.has(name) and name not in self.optional]
+        lacking = [name for name in needed if getattr(pipeline, name) is None]
         if lacking:
             raise ValueError(
                 f"Got a {type(pipeline).__name__} without {', '.join(lacking)}, expected a whole pipeline."
@@ -63,10 +64,10 @@ class DiffusersModel(DiffusionModel):
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False).eval()
 
-    def _needs(self, part: str) -> bool:
-        return part.startswith(("text_encoder", "tokenizer", "vae", "scheduler", self.denoiser)) and (
-            part not in self.optional
-        )
+    @classmethod
+    def has(cls, part: str) -> bool:
+        """Whether a pipeline's component is used: safety checkers and the like are not."""
+        return part.startswith(("text_encoder", "tokenizer", "vae", "scheduler", cls.denoiser))
 
     def _parameterisation(self) -> Parameterisation:
         """What the denoiser predicts, by the pipeline's scheduler."""

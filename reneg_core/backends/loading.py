@@ -39,17 +39,18 @@ def load_model(
     """
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
-    with _quiet_loading():
+    with quiet_loading():
         pipeline = _load_pipeline(str(source), precision, config)
     return wrap(pipeline.to(target), str(source))
 
 
 def wrap(pipeline: Any, name: str) -> DiffusersModel:
     """A loaded diffusers pipeline as a model; ValueError for a class that is not supported."""
-    return _family(type(pipeline).__name__, name)(pipeline, name)
+    return family_of(type(pipeline).__name__, name)(pipeline, name)
 
 
-def _family(kind: str, source: str) -> type[DiffusersModel]:
+def family_of(kind: str, source: str) -> type[DiffusersModel]:
+    """The family of a pipeline's class; ValueError naming ``source`` for one that is not supported."""
     if kind not in PIPELINES:
         raise ValueError(
             f"Got {kind} in {source}, which is not supported; expected a pipeline from text to images or "
@@ -59,7 +60,7 @@ def _family(kind: str, source: str) -> type[DiffusersModel]:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """No progress bars for reading local files (downloads from a hub keep theirs), nor the warning that the option
     ``torch_dtype``, the only one that older releases know, is to be called ``dtype``."""
     from diffusers.utils import logging as diffusers_logging
@@ -81,13 +82,13 @@ def _quiet_loading() -> Iterator[None]:
 def _load_pipeline(source: str, dtype: torch.dtype, config: str | Path | None) -> Any:
     import diffusers
 
-    path = _resolve(source)
+    path = resolve(source)
     single = path is not None and path.is_file()
     parts: dict[str, Any] = {}
     if path is not None and path.is_dir() and is_denoiser(path):
         source, path, parts = *_pipeline_around(path, config), {"unet": load_denoiser(path, dtype)}
-    kind = _class_name(path, source)
-    options: dict[str, Any] = {"torch_dtype": dtype, **parts, **_family(kind, source).load_options}
+    kind = class_name(path, source)
+    options: dict[str, Any] = {"torch_dtype": dtype, **parts, **family_of(kind, source).load_options}
     try:
         pipeline = getattr(diffusers, kind)
         if single:
@@ -96,7 +97,7 @@ def _load_pipeline(source: str, dtype: torch.dtype, config: str | Path | None) -
         return pipeline.from_pretrained(str(path or source), **options)
     except Exception as error:  # files of another kind, or damaged ones, break the loaders in many ways
         hint = " Try --model-config FOLDER (in a training: model_config=FOLDER), a pipeline folder of its architecture."
-        raise _unreadable(source, error, hint if single and not config else "") from error
+        raise unreadable(source, error, hint if single and not config else "") from error
 
 
 def _pipeline_around(denoiser: Path, config: str | Path | None) -> tuple[str, Path | None]:
@@ -106,14 +107,15 @@ def _pipeline_around(denoiser: Path, config: str | Path | None) -> tuple[str, Pa
             f"Got {denoiser}, a video denoiser alone, expected the pipeline that it is used in too. Try --model-config "
             "FOLDER (in a training: model_config=FOLDER) with ZeroScope's."
         )
-    path = _resolve(str(config))
-    kind = _class_name(path, str(config))
+    path = resolve(str(config))
+    kind = class_name(path, str(config))
     if kind != "TextToVideoSDPipeline":
         raise ValueError(f"Got {kind} in {config} for the video denoiser {denoiser}, expected TextToVideoSDPipeline.")
     return str(config), path
 
 
-def _unreadable(source: str, error: Exception, hint: str = "") -> ValueError:
+def unreadable(source: str, error: Exception, hint: str = "") -> ValueError:
+    """What to raise where ``error`` kept ``source`` from being loaded."""
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     return ValueError(
         f"Could not load {source!r} as a model ({reason}). Expected a diffusers pipeline folder, "
@@ -121,7 +123,7 @@ def _unreadable(source: str, error: Exception, hint: str = "") -> ValueError:
     )
 
 
-def _resolve(source: str) -> Path | None:
+def resolve(source: str) -> Path | None:
     """The local path behind ``source``, or None for a hub id; refuses pickles and paths that do not exist."""
     if source == "tiny":
         from ..tiny import pipeline_path
@@ -137,7 +139,7 @@ def _resolve(source: str) -> Path | None:
     return None
 
 
-def _class_name(path: Path | None, source: str) -> str:
+def class_name(path: Path | None, source: str) -> str:
     """The pipeline's class: what its index says, or what a single file's keys show."""
     if path is None:
         from diffusers import DiffusionPipeline
@@ -145,7 +147,7 @@ def _class_name(path: Path | None, source: str) -> str:
         try:
             return str(DiffusionPipeline.load_config(source)["_class_name"])
         except (OSError, ValueError, KeyError) as error:
-            raise _unreadable(source, error) from error
+            raise unreadable(source, error) from error
     if path.is_file():
         return _class_of_file(path)
     index = path / "model_index.json"
@@ -165,7 +167,7 @@ def _class_of_file(path: Path) -> str:
         with safe_open(path, framework="pt") as file:
             keys = list(file.keys())
     except SafetensorError as error:
-        raise _unreadable(str(path), error) from error
+        raise unreadable(str(path), error) from error
     found = next((kind for start, kind in SINGLE_FILES.items() if any(key.startswith(start) for key in keys)), None)
     if found not in PIPELINES:
         what = f"a single file of {found}" if found else "a single file without the parts of a whole checkpoint"

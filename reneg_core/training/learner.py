@@ -20,7 +20,7 @@ class Climber:
     def __init__(self, origin: Mapping[str, Tensor], config: LoopConfig, state: LearnerState | None = None) -> None:
         self.config, self.origin = config, clone(origin)
         begin = state.tensors if state else self.origin
-        self.parameters = {name: tensor.clone().requires_grad_() for name, tensor in begin.items()}
+        self.parameters = {name: begin[name].clone().requires_grad_() for name in self.origin}
         self.updates = state.updates if state else 0
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()),

@@ -102,7 +102,11 @@ def sdxl() -> dict[str, Any]:
 def pixart() -> dict[str, Any]:
     from diffusers import PixArtTransformer2DModel
 
-    return {"transformer": PixArtTransformer2DModel(sample_size=128, caption_channels=4096), "vae": vae(512), "text_encoder": t5_xxl()}
+    return {
+        "transformer": PixArtTransformer2DModel(sample_size=128, caption_channels=4096),
+        "vae": vae(512),
+        "text_encoder": t5_xxl(),
+    }
 
 
 def sd3() -> dict[str, Any]:
@@ -155,7 +159,9 @@ def hpsv21() -> HPSv21:
             Stack(width=1280, depth=32, heads=16, hidden=5120, eps=1e-5, act="gelu"),
             image_size=224, patch_size=14, pre_norm=True, patch_bias=False, first_only=True,
         )  # fmt: skip
-        text = TextTransformer(Stack(width=1024, depth=24, heads=16, hidden=4096, eps=1e-5, act="gelu"), rows=49408, context=77)
+        text = TextTransformer(
+            Stack(width=1024, depth=24, heads=16, hidden=4096, eps=1e-5, act="gelu"), rows=49408, context=77
+        )
         return HPSv21(ImageTower(vision, 1024), TextTower(text, 1024), None, 100.0).bfloat16()
 
 

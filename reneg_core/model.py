@@ -4,13 +4,13 @@ The state is ``x = x0 + sigma * eps`` and a denoiser returns the clean estimate 
 evaluation, the command line and the ComfyUI nodes see a model only through :class:`DiffusionModel`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .settings import NATIVE, Sampling, Size
 
@@ -148,4 +148,18 @@ class DiffusionModel(Protocol):
     def contents(self) -> dict[str, str]:
         """What a run with this model rests on, by part in words: "denoiser", "text encoder", "VAE", "precision" and the
         like; weights as :func:`reneg_core.digests.digest_of` gives them. A run goes on only with equal ones."""
+        ...
+
+
+@runtime_checkable
+class TunableModel(DiffusionModel, Protocol):
+    """A model whose text encoders can be tuned, CLIP's as they are."""
+
+    def text_encoders(self) -> Mapping[str, nn.Module]:
+        """The encoders by diffusers' names (``text_encoder``, ``text_encoder_2``), as :meth:`encode` runs them: what
+        is changed in them it says from then on."""
+        ...
+
+    def encode(self, prompts: Sequence[str], gradient: bool = False) -> Conditioning:
+        """As :class:`DiffusionModel`'s; gradient: recorded, with respect to what requires it in the encoders."""
         ...

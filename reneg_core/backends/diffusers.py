@@ -112,11 +112,10 @@ class DiffusersModel(DiffusionModel):
         """Nothing to prepare: the pipeline is loaded and frozen from the start."""
         return work(self)
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def encode(self, prompts: Sequence[str], gradient: bool = False) -> Conditioning:
         """Tokens ``[B,L,D]`` and pooled ``[B,P]`` float32, mask ``[B,L]`` int64, by the family's convention; prompts
-        that are too long are cut."""
-        with _silenced(type(self.pipeline).__module__):
+        that are too long are cut. gradient: recorded, where something in the encoders requires it."""
+        with _silenced(type(self.pipeline).__module__), torch.set_grad_enabled(gradient):
             found = self._encode(list(prompts))
         return Conditioning(
             found.tokens.float(),

@@ -83,7 +83,7 @@ def reward_gradient(
     leaves = Conditioning(negative.tokens.detach(), negative.mask, _detached(negative.pooled))
     parameters = [t.requires_grad_() for t in (leaves.tokens, leaves.pooled) if t is not None]
     totals = [torch.zeros_like(parameter) for parameter in parameters]
-    way = _Way(model, sigmas, batch.positive, leaves, sampling)
+    way = Way(model, sigmas, batch.positive, leaves, sampling)
     rewards, images = [], None
     with torch.no_grad():
         state = State(model.start(batch.noise, sigmas[0]))
@@ -111,7 +111,7 @@ def reward_gradient(
 
 
 @dataclass(frozen=True)
-class _Way:
+class Way:
     """The guided trajectory: how x0 follows from a state."""
 
     model: DiffusionModel

@@ -12,7 +12,7 @@ from ..model import Conditioning, DiffusionModel
 from ..rewards import Reward
 from ..sampling import sample
 from ..seeds import derive_seed
-from .config import TrainConfig
+from .config import LoopConfig
 from .judging import require_finite, score
 from .state import Progress, clone
 from .workers import Workers
@@ -39,7 +39,7 @@ class Validator:
     """The pairs and the judges; ``watch`` is only measured."""
 
     prompts: Sequence[str]
-    config: TrainConfig
+    config: LoopConfig
     reward: Reward
     watch: Reward | None = None
 
@@ -79,7 +79,7 @@ class Validator:
         return torch.stack([*(one.sum() for one in scores), torch.zeros((), dtype=torch.float64)][:2])
 
 
-def judge(found: Found, tensors: dict[str, Tensor], progress: Progress, config: TrainConfig) -> bool:
+def judge(found: Found, tensors: dict[str, Tensor], progress: Progress, config: LoopConfig) -> bool:
     """Whether this validation is the best so far, noted in ``progress`` together with whether patience has run out.
 
     A watched reward that fell by more than ``config.watch_drop`` below its start, or is no number any more, vetoes the
@@ -100,7 +100,7 @@ def judge(found: Found, tensors: dict[str, Tensor], progress: Progress, config: 
     return best
 
 
-def _hacked(found: Found, progress: Progress, config: TrainConfig) -> bool:
+def _hacked(found: Found, progress: Progress, config: LoopConfig) -> bool:
     if config.watch_drop is None or found.watch is None:
         return False
     return not found.watch >= progress.start_watch - config.watch_drop

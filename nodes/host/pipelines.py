@@ -81,9 +81,7 @@ def loaded(name: str, used_in: str) -> Iterator[VideoModel]:
         raise ImportError(sentence)
     folder = video_folder(name)
     if is_denoiser(folder) and used_in == NOTHING:
-        raise ValueError(
-            f"Got {name}, a video denoiser alone, expected ZeroScope's pipeline too. Set used_in to it."
-        )
+        raise ValueError(f"Got {name}, a video denoiser alone, expected ZeroScope's pipeline too. Set used_in to it.")
     around = video_folder(used_in) if is_denoiser(folder) else None
     comfy.model_management.unload_all_models()
     model = load_model(folder, device=str(comfy.model_management.get_torch_device()), config=around)

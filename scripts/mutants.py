@@ -67,8 +67,8 @@ def verdicts() -> dict[str, dict[str, str]]:
 
 
 def forget() -> None:
-    """Drop the verdicts of mutants that were not noticed, so that they are tried again, and what is known of which tests
-    reach which function: mutmut adds new tests to that, and not new functions."""
+    """Drop the verdicts of mutants that were not noticed, so that they are tried again, and which tests are known to
+    reach which function: mutmut adds new tests there, and not new functions."""
     Path("mutants/mutmut-stats.json").unlink(missing_ok=True)
     for path in walk_mutatable_files():
         data = SourceFileMutationData(path=path)

@@ -14,6 +14,7 @@ import comfy.model_management as memory
 import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
+from comfy.ldm.modules.diffusionmodules.openaimodel import TimestepEmbedSequential
 from torch import Tensor, nn
 
 from reneg_core.digests import DIGEST, digest_of, sha256_of
@@ -23,8 +24,9 @@ from reneg_core.sampling import NATIVE, Sampling, Size
 from .checks import check_loaded, check_mask_is_read, check_trainable, explained, needs_cloning
 from .feedback import Passing, stoppable
 from .probing import resident_clone, training_flag
+from .recompute import Checkpoints, blocks_of
 from .schedules import levels
-from .tensors import CloningCheckpoints, blocks_of, frozen, repair, repair_attributes
+from .tensors import frozen, repair, repair_attributes
 from .text import encode, encode_alone, family_of
 
 T = TypeVar("T")
@@ -61,7 +63,7 @@ class HostModel(DiffusionModel):
         self._patcher, self._clip, self._vae = _private_clone(model), clip, vae
         self._companions, self._scheduler = list(companions), scheduler
         self._size, self._batch, self._passing = size, batch, passing
-        self._checkpoints = CloningCheckpoints(passing)
+        self._checkpoints = Checkpoints(passing)
         self._always_checkpoint = needs_cloning(model)
         self._prompts: OrderedDict[str, Conditioning] = OrderedDict()
         self._guider: Any = None
@@ -217,7 +219,8 @@ class HostModel(DiffusionModel):
             self._checkpoints.restore()
         elif enabled:
             decoder = getattr(self._vae.first_stage_model, "decoder", self._vae.first_stage_model)
-            for block in [*blocks_of(self._patcher.model.diffusion_model), *blocks_of(decoder)]:
+            opened = (TimestepEmbedSequential,)  # the UNets call its members, not itself
+            for block in [*blocks_of(self._patcher.model.diffusion_model, opened), *blocks_of(decoder)]:
                 self._checkpoints.wrap(block)
 
     def digest(self) -> str:

@@ -25,7 +25,7 @@ from .checks import check_loaded, check_trainable, explained
 from .families import check_encoder, facts_of, family_of_model
 from .feedback import Passing, stoppable
 from .latents import Latents
-from .probing import resident_clone, training_flag
+from .probing import keeps_state, resident_clone, training_flag
 from .recompute import Checkpoints, blocks_of
 from .rows import Processed, attended, groups, joined, merged
 from .schedules import levels
@@ -244,7 +244,8 @@ class HostModel(DiffusionModel):
         elif enabled:
             decoder = getattr(self._vae.first_stage_model, "decoder", self._vae.first_stage_model)
             opened = (TimestepEmbedSequential,)  # the UNets call its members, not itself
-            for block in [*blocks_of(self._patcher.model.diffusion_model, opened), *blocks_of(decoder)]:
+            blocks = blocks_of(self._patcher.model.diffusion_model, opened)
+            for block in blocks if keeps_state(decoder) else [*blocks, *blocks_of(decoder)]:
                 self._checkpoints.wrap(block)
 
     def digest(self) -> str:

@@ -4,7 +4,7 @@ parameters, a VAE, and a stand-in CLIP that gives each prompt random tokens in t
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +13,9 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
 import torch
+from comfy.ldm.chroma.model import ChromaParams
+from comfy.ldm.flux.model import FluxParams
+from comfy.ldm.hunyuan_video.model import HunyuanVideoParams
 from torch import Tensor, nn
 
 SMALL_FLUX = {
@@ -237,9 +240,26 @@ def randomised(module: nn.Module, seed: int, gain: float = 1.0) -> nn.Module:
     return module
 
 
-def model_of(network: Network) -> Any:
-    """The MODEL."""
-    config = getattr(comfy.supported_models, network.kind)(dict(network.config))
+NEWER = {
+    "txt_ids_dims": [],
+    "vec_in_dim": None,
+    "use_cond_type_embedding": False,
+    "vision_in_dim": None,
+    "meanflow_sum": False,
+}
+PARAMETERS = {"flux": FluxParams, "chroma": ChromaParams, "hunyuan_video": HunyuanVideoParams}
+
+
+def config_of(network: Any) -> dict[str, Any]:
+    """The configuration with what a newer host's networks ask for besides, as its detection fills it in."""
+    kind = PARAMETERS.get(network.config.get("image_model"))
+    known = {part.name for part in fields(kind)} if kind else set()
+    return {name: value for name, value in NEWER.items() if name in known} | dict(network.config)
+
+
+def model_of(network: Any) -> Any:
+    """The MODEL of a :class:`Network`."""
+    config = getattr(comfy.supported_models, network.kind)(config_of(network))
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "", device=torch.device("cpu"))
     for name, buffer in model.diffusion_model.named_buffers():

@@ -35,7 +35,8 @@ def to_bchw(images: Tensor) -> Tensor:
 
 
 def to_bhwc(images: Tensor) -> Tensor:
-    """B3HW -> BHWC float32 on the CPU."""
+    """B3HW, or the frames of clips BT3HW one after the other, -> BHWC float32 on the CPU."""
+    images = images.flatten(0, 1) if images.ndim == 5 else images
     return images.detach().movedim(1, -1).float().cpu().contiguous()
 
 

@@ -60,7 +60,7 @@ FAMILIES: Mapping[str, Family] = {
     "Chroma": Family("chroma", padded=True, packed=4),
     "Lumina2": Family(),
     "QwenImage": Family(packed=4, still=True),
-    "LTXV": Family("t5-xxl", mask=True),
+    "LTXV": Family("ltx-video", mask=True),
     "WAN21_T2V": Family("umt5-xxl"),
     "HunyuanVideo": Family(pooled=True),
 }

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reneg_core.clips import evenly
 from reneg_core.settings import Size
 
 from .families import family_of_model, name_of
@@ -66,16 +67,10 @@ class Latents:
         with torch.random.fork_rng(() if raw.device.type == "cpu" else (raw.device,), device_type=_kind(raw)):
             torch.manual_seed(0)
             clip = vae.first_stage_model.decode(raw.to(vae.vae_dtype)).float().movedim(2, 1)
-        chosen = clip[:, _evenly(clip.shape[1], frames)]
+        chosen = clip[:, evenly(clip.shape[1], frames)]
         pictures = vae.process_output(chosen).clamp(0, 1)
         return pictures[:, 0] if clip.shape[1] == 1 else pictures
 
 
 def _kind(tensor: Tensor) -> str:
     return "cuda" if tensor.device.type == "cpu" else tensor.device.type
-
-
-def _evenly(count: int, most: int) -> list[int]:
-    """At most ``most`` (0 = all) of ``count`` frames: the middle ones of as many equal parts of the clip."""
-    most = min(most, count) if most else count
-    return [(2 * i + 1) * count // (2 * most) for i in range(most)]

@@ -19,7 +19,6 @@ FAMILY_OF_CLASS = {
     "PixArtT5XXL": "t5-xxl",
     "FluxClipModel": "flux",
     "MochiT5XXL": "t5-xxl",
-    "LTXVT5": "t5-xxl",
     "CosmosT5XXL": "t5-xxl-1.0",
     "WanT5Model": "umt5-xxl",
     "SD1ClipModel": "clip-l",

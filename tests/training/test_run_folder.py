@@ -173,7 +173,7 @@ def test_checkpoints_come_by_time_too(model, tmp_path: Path, monkeypatch: pytest
     """Each step takes a minute of a clock that is turned by hand; every third one is saved, and it is a good one."""
     whole = trainer(model, tmp_path / "whole").run()
     clock, saved = [0.0], []
-    monkeypatch.setattr("reneg_core.training.trainer.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("reneg_core.training.run.time.monotonic", lambda: clock[0])
     save = RunFolder.save
 
     def noted(self: RunFolder, state, context):

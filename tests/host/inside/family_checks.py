@@ -14,8 +14,6 @@ from comfy_api.internal import make_locked_method_func
 from networks import NETWORKS, build, empty_latent
 from reneg_pack.nodes import load_nodes
 from reneg_pack.nodes.host import rewards
-from reneg_pack.nodes.host.families import facts_of, with_facts
-from reneg_pack.nodes.host.latents import Latents
 from reneg_pack.nodes.host.model import HostModel
 from reneg_pack.nodes.host.text import embedding_from, family_of
 from torch import Tensor
@@ -242,16 +240,14 @@ PARTS = [(name, part) for name, one in NETWORKS.items() for part in ("tokens", "
 
 
 def trained(name: str, run: str) -> tuple[dict[str, float], NegativeEmbedding]:
-    """A short training by the node on single pictures: the mean reward (brightness) of the validation before and after,
+    """A short training by the node, of clips where there are: the mean reward (brightness) of the validation before and after,
     and of KSampler's pictures with the empty prompt and with the CONDITIONING that the node hands on."""
     one, brightness = built(name), rewards.load("brightness", None, torch.float32)
     side = {"width": one.network.side, "height": one.network.side}
-    still = with_facts(one.model, replace(facts_of(one.model), frames=1))
-    parts = dict(zip(("model", "clip", "vae"), (still, *one.parts[1:]), strict=True))
+    parts = dict(zip(("model", "clip", "vae"), one.parts, strict=True))
     out = run_node("ReNegTrainEmbedding", **parts, reward=brightness, run_name=run, **TRAIN | side)
     report = json.loads(out[4])
-    shape = Latents(still, one.parts[2], Size(**side)).shape(Size())
-    latent, positive = {"samples": torch.zeros(1, *shape)}, encoded(name, SHORT)
+    latent, positive = empty_latent(one), encoded(name, SHORT)
     drawn = [mean_reward(one, brightness.reward, latent, positive, text) for text in (encoded(name, ""), out[0])]
     found = {
         "before": report["start_reward"],

@@ -180,7 +180,7 @@ NETWORKS = {
             "cross_attention_dim": 48,
             "caption_channels": 4096,
         },
-        Text("LTXVT5", 4096, length=128, mask=True),
+        Text("MochiT5XXL", 4096, length=128, mask=True),
         frames=9,
     ),
     "wan": Network(

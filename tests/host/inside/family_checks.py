@@ -240,7 +240,7 @@ PARTS = [(name, part) for name, one in NETWORKS.items() for part in ("tokens", "
 
 
 def trained(name: str, run: str) -> tuple[dict[str, float], NegativeEmbedding]:
-    """A short training by the node, of clips where there are: the mean reward (brightness) of the validation before and after,
+    """A short training by the node, of clips where there are any: the mean reward (brightness) before and after it,
     and of KSampler's pictures with the empty prompt and with the CONDITIONING that the node hands on."""
     one, brightness = built(name), rewards.load("brightness", None, torch.float32)
     side = {"width": one.network.side, "height": one.network.side}

@@ -196,7 +196,7 @@ def memory_lines(config: RunConfig, job: Job) -> list[str]:
     heaviest = min(config.through or left, left)
 
     def of(rows: int, recompute: bool) -> Footprint:
-        return footprint(job.model, job.reward, Step(rows, config.sampling, heaviest, recompute))
+        return footprint(job.model, job.reward, Step(rows, config.sampling, heaviest, recompute, config.judged_frames))
 
     here = of(config.micro_batch, config.checkpointing)
     lines = [f"        {here.peak / 2**20:,.0f} MiB computed for micro_batch {config.micro_batch}; what fits a card:"]

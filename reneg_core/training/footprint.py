@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..backends.diffusers import DiffusersModel
+from ..clips import FRAMES
 from ..model import Conditioning
 from ..rewards import Reward
 from ..sampling import Sampling, State, guided_denoise
@@ -48,12 +49,13 @@ class Footprint:
 @dataclass(frozen=True)
 class Step:
     """What decides a step's memory: pictures at once, the sampling with its size, the denoising steps that a gradient
-    passes through (0: to the end), and whether activations are recomputed."""
+    passes through (0: to the end), whether activations are recomputed, and how many frames of a video are judged."""
 
     micro_batch: int
     sampling: Sampling
     through: int = 1
     recompute: bool = False
+    frames: int = FRAMES
 
 
 def footprint(
@@ -80,7 +82,7 @@ def footprint(
         leaves = _leaves(conditioning)
         index = 0 if step.through != 1 else len(sigmas) - 2
         way, state = Way(shadow, sigmas, conditioning, leaves, step.sampling), State(x, index)
-        images.append(shadow.decode(way.ahead(state, way.recorded(state), step.through)))
+        images.append(shadow.decode(way.ahead(state, way.recorded(state), step.through), step.frames))
         held = live()
         wanted = [part for part in (leaves.tokens, leaves.pooled) if part is not None]
         torch.autograd.grad(images[0], wanted, torch.empty_like(images[0]))
@@ -141,7 +143,7 @@ def _weights(model: DiffusersModel, reward: Reward | None) -> Iterator[Tensor]:
 
 def _of_reward(reward: Reward | None, images: Tensor) -> int:
     """The pictures' derivative, and the working memory of one pass by the reward's own estimate."""
-    rows, (height, width) = len(images), images.shape[-2:]
+    rows, (height, width) = images.shape[:-3].numel(), images.shape[-2:]
     if reward is None:
         return images.nbytes
     return images.nbytes + reward.bytes_per_image(height, width, True) * min(

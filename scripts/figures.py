@@ -355,6 +355,21 @@ def families_table() -> str:
 
 
 @figure
+def host_families_table() -> str:
+    """Every architecture's small network inside ComfyUI: its estimates, gradients and training."""
+    rows = []
+    for one in results("host_families")["families"].values():
+        run = one["training"]
+        errors = [f"{part} {max(found):.1e}" for part, found in one["gradient_error"].items()]
+        recomputed = max(one["reference_error"].values())
+        row = [one["label"], f"`{one['family']}`", f"{one['estimates']:.1e}", ", ".join(errors), f"{recomputed:.1e}"]
+        pairs = [("before", "after"), ("ksampler_empty", "ksampler_learned")]
+        rows.append([*row, *(f"{run[first]:.4f} to {run[last]:.4f}" for first, last in pairs)])
+    head = "architecture|family|estimates|gradient|recomputed|reward before and after|KSampler, empty and learned"
+    return _table(head.split("|"), rows)
+
+
+@figure
 def mutants(part: str) -> str:
     """Planted mistakes: how many were "noticed", those by module ("modules"), or each that was not ("living")."""
     found = results("mutants")

@@ -25,7 +25,17 @@ WITHOUT_POOLED = {
 ACTING = {
     *("area", "mask", "strength", "set_area_to_bounds", "default", "gligen", "hooks", "control"),
     *("start_percent", "end_percent", "clip_start_percent", "clip_end_percent"),
-    *("width", "height", "crop_w", "crop_h", "target_width", "target_height", "aesthetic_score", "guidance"),
+    *(
+        "width",
+        "height",
+        "crop_w",
+        "crop_h",
+        "target_width",
+        "target_height",
+        "aesthetic_score",
+        "guidance",
+        "frame_rate",
+    ),
 }
 
 

@@ -111,9 +111,9 @@ def check_width(embedding: NegativeEmbedding, positive: HostConditioning) -> Non
 
 
 def _needed_beside(embedding: NegativeEmbedding, positive: HostConditioning) -> dict[str, Any]:
-    """Sizes as the positive has them, that there is a mask, and a zero pooled vector where the model has one and the
-    embedding none."""
-    told, sizes = positive[0][1], ("width", "height", "crop", "target", "guidance", "attention_mask")
+    """Sizes and rates as the positive has them, that there is a mask, and a zero pooled vector where the model has one
+    and the embedding none."""
+    told, sizes = positive[0][1], ("width", "height", "crop", "target", "guidance", "frame_rate", "attention_mask")
     extra = {name: value for name, value in told.items() if name.startswith(sizes)}
     if "pooled_output" in told and embedding.pooled is None:
         pooled = told["pooled_output"]

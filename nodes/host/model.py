@@ -22,7 +22,7 @@ from reneg_core.model import Branch, Conditioning, DiffusionModel
 from reneg_core.sampling import NATIVE, Sampling, Size
 
 from .checks import check_loaded, check_trainable, explained
-from .families import check_encoder, facts_of, family_of_model
+from .families import check_encoder, facts_of, family_of_model, name_of
 from .feedback import Passing, stoppable
 from .latents import Latents
 from .probing import keeps_state, resident_clone, training_flag
@@ -69,7 +69,8 @@ class HostModel(DiffusionModel):
         self.family = self._family.convention or encoded
         self._patcher, self._clip, self._vae = _private_clone(model), clip, vae
         self._companions, self._scheduler = list(companions), scheduler
-        self._latents = Latents(model, vae, replace(size, frames=size.frames or facts_of(model).frames))
+        self._frames = size.frames or facts_of(model).frames
+        self._latents = Latents(model, vae, replace(size, frames=self._frames))
         self._batch, self._passing = batch, passing
         self._checkpoints = Checkpoints(passing)
         self._prompts: OrderedDict[str, Conditioning] = OrderedDict()
@@ -78,7 +79,8 @@ class HostModel(DiffusionModel):
         self._null, length = encode_alone(clip, ""), self._family.length
         self._padding = encode_alone(clip, "", length).tokens if length else None
         self.width, self.max_tokens = self._null.tokens.shape[2], None
-        self.name = name or f"{type(model.model.model_config).__name__} (scheduler {scheduler})"
+        clips = f", {self._frames} frames" if self._frames > 1 else ""
+        self.name = name or f"{name_of(model)} (scheduler {scheduler}{clips})"
         self.dtype = model.model.manual_cast_dtype or model.model.get_dtype()
 
     def run(self, work: Callable[[DiffusionModel], T]) -> T:
@@ -261,6 +263,7 @@ class HostModel(DiffusionModel):
             "denoiser": DIGEST + self.digest(),
             "text encoder": digest_of({name: t for name, t in tensors.items() if t is not None}),
             "VAE": digest_of(self._vae.first_stage_model.state_dict()),
+            **({"frames": str(self._frames)} if len(self._latents.shape(NATIVE)) > 3 else {}),
         }
 
     @property

@@ -143,7 +143,9 @@ def test_clips_are_decoded_frame_by_frame() -> None:
         return [model.decode(model.noise([1, 2], Size(64, 64, 17)), frames) for frames in (0, 2)]
 
     with torch.inference_mode(False), torch.no_grad():
-        whole, chosen = host_model("ltxv").run(work)
+        model = host_model("ltxv")
+        whole, chosen = model.run(work)
+        assert model.contents()["frames"] == "9" and model.name.endswith(", 9 frames)")
     assert whole.shape == (2, 17, 3, 64, 64) and chosen.shape == (2, 2, 3, 64, 64)
     assert torch.equal(chosen, whole[:, [4, 12]]) and 0 <= whole.min() < whole.max() <= 1
 

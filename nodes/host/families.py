@@ -17,10 +17,10 @@ class Family:
     """An architecture.
 
     convention: of its embeddings, "" = named by the CLIP; pooled: whether it reads a pooled vector; mask: whether it
-    reads one; padded: whether prompts, which the host does not pad here, are padded to the convention's length, so that
-    the empty prompt has tokens to learn; plain: whether its blocks leave alone what autograd saves; packed: channels
-    of its configuration per latent channel; step: of a picture's sides in pixels; least: the smallest mean of the sides
-    in pixels; still: whether a latent of frames holds one picture.
+    must be told one; padded: whether prompts, which the host leaves as long as they are, are padded to the
+    convention's length, so that the empty prompt has tokens to learn; plain: whether its blocks leave alone what
+    autograd saves; packed: channels of its configuration per latent channel; step: of a picture's sides in pixels;
+    least: the smallest mean of the sides in pixels; still: whether a latent of frames holds one picture.
     """
 
     convention: str = ""
@@ -58,7 +58,7 @@ FAMILIES: Mapping[str, Family] = {
     "Flux": _FLUX,
     "FluxSchnell": _FLUX,
     "Chroma": Family("chroma", padded=True, packed=4),
-    "Lumina2": Family(),
+    "Lumina2": Family(mask=True),
     "QwenImage": Family(packed=4, still=True),
     "LTXV": Family("ltx-video", mask=True),
     "WAN21_T2V": Family("umt5-xxl"),

@@ -187,9 +187,8 @@ class HostModel(DiffusionModel):
     def _processed(self, x: Tensor, row: Conditioning, branch: Branch) -> Processed:
         """What the host's architecture makes of one row for one branch."""
         self._check_pooled(row)
-        part = row if self._family.mask else attended(row, self.name)
         return self._active().inner_model.extra_conds(
-            **self._told(part.to(x.device)),
+            **self._told(attended(row, self.name).to(x.device)),
             noise=x,
             device=x.device,
             width=x.shape[-1] * self._latents.factor,
@@ -200,11 +199,10 @@ class HostModel(DiffusionModel):
         )
 
     def _told(self, part: Conditioning) -> dict[str, Any]:
-        """One row under the host's names: a mask where its own encoder gives one, a pooled vector or None."""
+        """One row, all of it attended to, under the host's names: a pooled vector or None, a mask if one is needed."""
         told = {"cross_attn": part.tokens, "pooled_output": part.pooled}
-        if self._null.mask is not None:
-            ones = torch.ones(part.tokens.shape[:2], dtype=self._null.mask.dtype, device=part.tokens.device)
-            told["attention_mask"] = ones if part.mask is None else part.mask
+        if self._family.mask:
+            told["attention_mask"] = torch.ones(part.tokens.shape[:2], dtype=torch.int64, device=part.tokens.device)
         return told
 
     def _check_pooled(self, row: Conditioning) -> None:

@@ -19,10 +19,12 @@ def joined(parts: Sequence[Conditioning], padding: Tensor | None = None) -> Cond
     """Prompts of one row each as one conditioning.
 
     padding: tokens ``[1,L,D]`` whose end pads shorter prompts, so that all have L at least; without it they are padded
-    with zeros to the longest. A mask says which tokens are a prompt's own wherever any padding is, or may be.
+    with zeros to the longest. A mask says which tokens are a prompt's own wherever any padding is, or may be, and
+    where some prompts have one (encoders leave out a mask of ones).
     """
     length = max(part.tokens.shape[1] for part in parts)
-    if padding is None and all(part.tokens.shape[1] == length for part in parts):
+    alike = len({part.mask is None for part in parts}) == 1
+    if padding is None and alike and all(part.tokens.shape[1] == length for part in parts):
         return reduce(concat, parts)
     end = padding if padding is not None else parts[0].tokens[:, :0]
     return reduce(concat, (_padded(part, max(length, end.shape[1]), end) for part in parts))

@@ -234,6 +234,8 @@ def prompt(*numbers: float, masked: bool = False) -> Conditioning:
 def test_prompts_of_one_length_are_joined_as_they_are(rows: Any) -> None:
     found = rows.joined([prompt(1, 2), prompt(3, 4)])
     assert found.tokens.squeeze(2).tolist() == [[1, 2], [3, 4]] and found.mask is None
+    mixed = rows.joined([prompt(1, 2), prompt(3, 4, masked=True)])
+    assert mixed.mask.tolist() == [[1, 1], [1, 1]], "encoders leave out a mask of ones"
 
 
 def test_shorter_prompts_are_padded_and_the_mask_says_so(rows: Any) -> None:

@@ -9,6 +9,7 @@ from reneg_core.clips import evenly
 from reneg_core.settings import Size
 
 from .families import family_of_model, name_of
+from .recompute import SEEDED
 
 
 class Latents:
@@ -64,13 +65,10 @@ class Latents:
         vae = self._vae
         if raw.ndim == 4:
             return vae.process_output(vae.first_stage_model.decode(raw.to(vae.vae_dtype)).float()).clamp(0, 1)
-        with torch.random.fork_rng(() if raw.device.type == "cpu" else (raw.device,), device_type=_kind(raw)):
+        kind = raw.device.type if raw.device.type in SEEDED else "cuda"
+        with torch.random.fork_rng([raw.device] if kind == raw.device.type else [], device_type=kind):
             torch.manual_seed(0)
             clip = vae.first_stage_model.decode(raw.to(vae.vae_dtype)).float().movedim(2, 1)
         chosen = clip[:, evenly(clip.shape[1], frames)]
         pictures = vae.process_output(chosen).clamp(0, 1)
         return pictures[:, 0] if clip.shape[1] == 1 else pictures
-
-
-def _kind(tensor: Tensor) -> str:
-    return "cuda" if tensor.device.type == "cpu" else tensor.device.type

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
-from torch.utils.checkpoint import get_device_states, set_device_states
 
 Around = Callable[[], AbstractContextManager[None]]
+SEEDED = ("cuda", "xpu")
+"""Kinds of devices whose generators can be asked one by one."""
 
 
 class Checkpoints:
@@ -202,25 +203,27 @@ class _Surroundings:
 
     kind: str
     cpu: Tensor
-    devices: list[int]
-    states: list[Tensor]
+    states: dict[int, Tensor]
     casts: dict[str, tuple[bool, torch.dtype]]
 
     @classmethod
     def now(cls, tensors: Iterable[Tensor]) -> "_Surroundings":
-        listed = list(tensors)
-        kinds = ["cpu", *{tensor.device.type for tensor in listed} - {"cpu"}]
-        casts = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds}
-        return cls(kinds[-1], torch.get_rng_state(), *get_device_states(*listed), casts)
+        places = {tensor.device for tensor in tensors if tensor.device.type in SEEDED}
+        kind = next((place.type for place in places), "cpu")
+        states = {place.index: torch.get_device_module(kind).get_rng_state(place.index) for place in places}
+        kinds = filter(torch.amp.is_autocast_available, {"cpu", kind})
+        casts = {name: (torch.is_autocast_enabled(name), torch.get_autocast_dtype(name)) for name in kinds}
+        return cls(kind, torch.get_rng_state(), states, casts)
 
     @contextmanager
     def again(self) -> Iterator[None]:
         """The same once more; afterwards they are as before."""
-        kind = "cuda" if self.kind == "cpu" else self.kind
+        kind = "cuda" if self.kind == "cpu" else self.kind  # a name that the call wants; without devices it is not used
         with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(self.devices, device_type=kind))
+            stack.enter_context(torch.random.fork_rng(list(self.states), device_type=kind))
             torch.set_rng_state(self.cpu)
-            set_device_states(self.devices, self.states, device_type=kind)
+            for index, state in self.states.items():
+                torch.get_device_module(kind).set_rng_state(state, index)
             for name, (enabled, dtype) in self.casts.items():
                 stack.enter_context(torch.autocast(name, dtype, enabled=enabled))
             yield

@@ -125,8 +125,8 @@ def to_host(embedding: NegativeEmbedding, like: dict[str, Any] | None = None) ->
     has one, or where nothing is known of the model but that the embedding has one and its family reads it as text's.
     """
     extra, tokens = dict(like or {}), unmasked(embedding).tokens
-    masked = embedding.mask is not None and embedding.family not in MASK_OF_PICTURES if like is None else False
-    if masked or "attention_mask" in extra:
+    masked = embedding.mask is not None and embedding.family not in MASK_OF_PICTURES
+    if masked if like is None else "attention_mask" in like:
         extra["attention_mask"] = torch.ones(1, tokens.shape[1], dtype=torch.int64)
     if embedding.pooled is not None:
         extra["pooled_output"] = embedding.pooled

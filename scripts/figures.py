@@ -362,10 +362,11 @@ def host_families_table() -> str:
         run = one["training"]
         errors = [f"{part} {max(found):.1e}" for part, found in one["gradient_error"].items()]
         recomputed = max(one["reference_error"].values())
-        row = [one["label"], f"`{one['family']}`", f"{one['estimates']:.1e}", ", ".join(errors), f"{recomputed:.1e}"]
+        equal = "equal" if one["ksampler_equal"] else "not equal"
+        row = [one["label"], f"`{one['family']}`", f"{one['estimates']:.1e}", equal, ", ".join(errors)]
         pairs = [("before", "after"), ("ksampler_empty", "ksampler_learned")]
-        rows.append([*row, *(f"{run[first]:.4f} to {run[last]:.4f}" for first, last in pairs)])
-    head = "architecture|family|estimates|gradient|recomputed|reward before and after|KSampler, empty and learned"
+        rows.append([*row, f"{recomputed:.0e}", *(f"{run[first]:.5f} to {run[last]:.5f}" for first, last in pairs)])
+    head = "architecture|family|estimates|latents|gradient|recomputed|reward before and after|KSampler, empty and learned"
     return _table(head.split("|"), rows)
 
 

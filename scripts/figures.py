@@ -366,7 +366,7 @@ def host_families_table() -> str:
         row = [one["label"], f"`{one['family']}`", f"{one['estimates']:.1e}", equal, ", ".join(errors)]
         pairs = [("before", "after"), ("ksampler_empty", "ksampler_learned")]
         rows.append([*row, f"{recomputed:.0e}", *(f"{run[first]:.5f} to {run[last]:.5f}" for first, last in pairs)])
-    head = "architecture|family|estimates|latents|gradient|recomputed|reward before and after|KSampler, empty and learned"
+    head = "architecture|family|estimates|latents|gradient|recomputed|reward before and after|KSampler: empty, learned"
     return _table(head.split("|"), rows)
 
 

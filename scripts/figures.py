@@ -374,6 +374,22 @@ def families_table() -> str:
 
 
 @figure
+def host_families_table() -> str:
+    """Every architecture's small network inside ComfyUI: its estimates, gradients and training."""
+    rows = []
+    for one in results("host_families")["families"].values():
+        run = one["training"]
+        errors = [f"{part} {max(found):.1e}" for part, found in one["gradient_error"].items()]
+        recomputed = max(one["reference_error"].values())
+        equal = "equal" if one["ksampler_equal"] else "not equal"
+        row = [one["label"], f"`{one['family']}`", f"{one['estimates']:.1e}", equal, ", ".join(errors)]
+        pairs = [("before", "after"), ("ksampler_empty", "ksampler_learned")]
+        rows.append([*row, f"{recomputed:.0e}", *(f"{run[first]:.5f} to {run[last]:.5f}" for first, last in pairs)])
+    head = "architecture|family|estimates|latents|gradient|recomputed|reward before and after|KSampler: empty, learned"
+    return _table(head.split("|"), rows)
+
+
+@figure
 def mutants(part: str) -> str:
     """Planted mistakes: how many were "noticed", those by module ("modules"), or each that was not ("living")."""
     found = results("mutants")

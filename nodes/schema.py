@@ -9,6 +9,7 @@ from .host import probing
 CATEGORY = "ReNeg"
 Embedding = io.Custom("RENEG_EMBEDDING")
 Reward = io.Custom("RENEG_REWARD")
+Settings = io.Custom("RENEG_TRAINING_SETTINGS")
 
 
 def schema(**values: Any) -> io.Schema:

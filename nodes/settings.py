@@ -35,11 +35,11 @@ def sampling_of(options: Mapping[str, Any]) -> Sampling:
 
 
 def rollout_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The node's inputs under the names of the core's configurations."""
+    """The node's inputs under the names of the core's configurations; a preset may say ``window`` itself."""
     rest = {name: value for name, value in options.items() if name not in READ}
     sampling, last = sampling_of(options), options.get("last_steps", 0)
     window = (max(0, sampling.steps - last), sampling.steps) if last else None
-    return {**rest, "sampling": sampling, "window": window}
+    return {"window": window, **rest, "sampling": sampling}
 
 
 def jitter_of(options: Mapping[str, Any]) -> Jitter:

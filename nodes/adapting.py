@@ -17,7 +17,7 @@ from .host.text import encode
 from .inputs import model_inputs, reach_inputs, require_choices, rollout_inputs
 from .layout import suited, to_bhwc, to_host
 from .schema import Embedding, schema
-from .settings import host_model, rollout_settings
+from .settings import host_model, in_own_names, rollout_settings
 from .watching import AdaptationWatch
 
 
@@ -35,7 +35,7 @@ class AdaptEmbedding(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                *model_inputs(),
+                *model_inputs("adapt the negative for"),
                 Embedding.Input("embedding", tooltip="The embedding to start from."),
                 io.String.Input("prompt", multiline=True, default="", tooltip="The picture's prompt."),
                 io.Int.Input(
@@ -85,7 +85,8 @@ class AdaptEmbedding(io.ComfyNode):
         seeds, button = [seed + i for i in range(pictures)], StopButton()
         watch = AdaptationWatch(button, cls.hidden.unique_id, pictures, options["micro_batch"], options["steps"])
         with torch.inference_mode(False), button:
-            config = AdaptConfig(**rollout_settings(options))
+            with in_own_names():
+                config = AdaptConfig(**rollout_settings(options))
             host = host_model(model, clip, vae, reward, options, button.taken)
             result = adapt(
                 host,

@@ -26,7 +26,7 @@ from .host import files
 from .host.feedback import say, stoppable
 from .host.rewards import HostReward
 from .host.schedules import learned_for
-from .inputs import model_inputs, pass_inputs, picture_inputs, prompt_list, require_choices, solver_input
+from .inputs import SOLVER_TIP, model_inputs, pass_inputs, picture_inputs, prompt_list, require_choices, solver_input
 from .layout import only_text, pil_to_image, suited
 from .schema import Embedding, schema
 from .settings import host_model, sampling_of
@@ -50,18 +50,20 @@ class CompareNegatives(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                *model_inputs(),
+                *model_inputs("draw with"),
                 io.String.Input("prompts", multiline=True, default="", tooltip="One per line."),
                 io.Int.Input("seeds", default=2, min=1, max=64, tooltip="Pictures per prompt and negative."),
                 io.Int.Input("first_seed", default=0, min=0, max=2**53 - 1, tooltip="The seeds count on from here."),
-                *picture_inputs(),
+                *picture_inputs("Guidance scale of all pictures; an embedding is at home at that of its training."),
                 io.Boolean.Input(
                     "adapted", default=False, tooltip="Also adapt the embedding to each prompt and seed (slow)."
                 ),
-                *pass_inputs(),
+                *pass_inputs(
+                    "Pictures in one pass; fewer need less memory.", "Noise levels of all pictures, as in KSampler."
+                ),
                 io.Conditioning.Input("text_negative", optional=True, tooltip="Optional. A prompt to compare."),
                 Embedding.Input("embedding", optional=True, tooltip="Optional. A learned negative to compare."),
-                solver_input(optional=True),
+                solver_input(f"Of all pictures, as in KSampler. {SOLVER_TIP}", optional=True),
             ],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="A row per prompt and seed, a column per negative."),

@@ -12,17 +12,19 @@ from .schema import Reward, advanced, not_in
 from .settings import OFF, SOLVERS, VARY
 
 
-def model_inputs() -> list[io.Input]:
+def model_inputs(purpose: str = "learn the negative for") -> list[io.Input]:
     """The parts of a checkpoint, and what it is judged by."""
     return [
-        io.Model.Input("model", tooltip="The model to learn the negative for, with its LoRAs. It is not changed."),
+        io.Model.Input("model", tooltip=f"The model to {purpose}, with its LoRAs. It is not changed."),
         io.Clip.Input("clip", tooltip="Its text encoder."),
         io.Vae.Input("vae", tooltip="Its VAE; the pictures it decodes are what the reward judges."),
         Reward.Input("reward", tooltip="From Load Reward Model or Combine Rewards."),
     ]
 
 
-def picture_inputs() -> list[io.Input]:
+def picture_inputs(
+    cfg_tip: str = "Guidance scale (paper: 7.5). Sample later with a similar one to that of the training.",
+) -> list[io.Input]:
     """How pictures are sampled; the same for training, adaptation and comparison."""
     return [
         io.Int.Input("width", default=512, min=16, max=4096, step=8, tooltip="Width of the pictures in pixels."),
@@ -34,12 +36,15 @@ def picture_inputs() -> list[io.Input]:
             min=1.01,
             max=100.0,
             step=0.1,
-            tooltip="Guidance scale (paper: 7.5). Sample later with a similar one to that of the training.",
+            tooltip=cfg_tip,
         ),
     ]
 
 
-def pass_inputs() -> list[io.Input]:
+def pass_inputs(
+    batch_tip: str = "Pictures in one pass. Halved by itself when memory runs out.",
+    scheduler_tip: str = "Noise levels, as in KSampler: sample later with the same.",
+) -> list[io.Input]:
     """How many pictures go through the model at once, at which noise levels."""
     return [
         advanced(
@@ -48,14 +53,14 @@ def pass_inputs() -> list[io.Input]:
             default=4,
             min=1,
             max=1024,
-            tooltip="Pictures in one pass. Training halves it by itself when memory runs out.",
+            tooltip=batch_tip,
         ),
         advanced(
             io.Combo,
             "scheduler",
             options=sampling.scheduler_names(),
             default="normal",
-            tooltip="Noise levels, as in KSampler: sample later with the same.",
+            tooltip=scheduler_tip,
         ),
     ]
 
@@ -119,12 +124,11 @@ def rollout_inputs(rate: float, points: int) -> list[io.Input]:
     ]
 
 
-def solver_input(**options: bool) -> io.Input:
+SOLVER_TIP = "euler is DDIM, as in the paper; dpmpp_2m belongs with karras, simple, sgm_uniform or exponential."
+
+
+def solver_input(tip: str = f"As in KSampler: sample later with the same. {SOLVER_TIP}", **options: bool) -> io.Input:
     """How a trajectory is integrated."""
-    tip = (
-        "As in KSampler: sample later with the same. euler is DDIM, as in the paper; dpmpp_2m belongs with karras, "
-        "simple, sgm_uniform or exponential."
-    )
     return advanced(io.Combo, "solver", options=SOLVERS, default="euler", tooltip=tip, **options)
 
 

@@ -26,7 +26,7 @@ from .host.stopping import StopButton
 from .host.text import embedding_from, encode
 from .inputs import prompt_list
 from .layout import pil_to_image, suited, to_bhwc, to_host
-from .settings import check_levels, host_model, jitter_of, rollout_settings
+from .settings import check_levels, host_model, in_own_names, jitter_of, rollout_settings
 from .watching import NodeObserver, load_records, require_plots
 
 NOT_SETTINGS = {"prompt_file", "validation_prompts", "start", "watched_reward", "run_name"}
@@ -97,12 +97,10 @@ def prepared(task: Task, texts: Prompts, watch: "Watch", stack: ExitStack) -> Tr
     options = task.settings()
     host = host_model(task.model, task.clip, task.vae, joined(task.reward, task.watched), options, watch.button.leaving)
     places = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    config = TrainConfig(
-        **rollout_settings(options),
-        jitter=jitter_of(options),
-        checkpoint_every=options["validate_every"],
-        init=written_start(task.options.get("start"), host, places),
-    )
+    start = written_start(task.options.get("start"), host, places)
+    with in_own_names():
+        jitter, settings = jitter_of(options), rollout_settings(options)
+        config = TrainConfig(**settings, jitter=jitter, checkpoint_every=options["validate_every"], init=start)
     check_levels(host, config.sampling, config.jitter)
     judge = task.watched and task.watched.reward
     return Trainer(host, task.reward.reward, texts, config, task.folder, watch=judge, session=Session(resume=True))

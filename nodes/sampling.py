@@ -159,6 +159,8 @@ def prepare(
     negative: HostConditioning | None = None,
 ) -> tuple[Any, HostConditioning]:
     """The model patched for the guidance, and the negative CONDITIONING."""
+    if not math.isfinite(cfg):
+        raise ValueError(f"cfg: got {cfg}, expected a finite number.")
     warn_without_effect(cfg, node_id)
     patched = sampling.guided(model, Guidance(cfg, guidance_start, guidance_end, rescale))
     return patched, negative_of(embedding, positive, negative, strength)

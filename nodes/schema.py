@@ -25,6 +25,16 @@ def advanced(kind: type, *args: Any, **options: Any) -> io.Input:
     return kind.Input(*args, **options)
 
 
+def download_input(what: str, folder: str) -> io.Input:
+    """A switch that allows a download."""
+    return io.Boolean.Input(
+        "download",
+        optional=True,
+        default=False,
+        tooltip=f"{what} is downloaded from its published address into {folder} and checked. Off: nothing is.",
+    )
+
+
 def not_in(name: str, value: str | None, allowed: list[str]) -> str:
     """A message if ``value`` is given and not allowed, else the empty string; this host's oldest version does not
     check a choice itself."""

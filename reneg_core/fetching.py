@@ -54,7 +54,8 @@ def fetch(url: str, path: Path, *, sha256: str = "", told: Told | None = None) -
         ) from error
     if total and part.stat().st_size != total:
         raise OSError(
-            f"{path.name} came to {part.stat().st_size} of {total} bytes from {url}. What came so far is kept: try again."
+            f"{path.name} came to {part.stat().st_size} of {total} bytes from {url}. What came so far is kept: try "
+            "again."
         )
     if published:
         _check(part, published, url)
@@ -66,7 +67,9 @@ def _opened(opener: Any, url: str, done: int) -> HTTPResponse:
     """The answer from byte ``done`` on, or from the start where the server does not do that."""
     headers = {"User-Agent": "reneg"}
     try:
-        return opener.open(Request(url, headers=headers | ({"Range": f"bytes={done}-"} if done else {})), timeout=TIMEOUT)
+        return opener.open(
+            Request(url, headers=headers | ({"Range": f"bytes={done}-"} if done else {})), timeout=TIMEOUT
+        )
     except HTTPError as error:
         if not done or error.code != 416:  # nothing after what is there: from the start
             raise

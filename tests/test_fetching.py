@@ -101,7 +101,7 @@ def test_the_hubs_own_digest_counts(server, tmp_path: Path) -> None:
 
 def test_a_part_of_something_else_is_not_taken(server, tmp_path: Path) -> None:
     (tmp_path / "w.bin.part").write_bytes(b"x" * 4096)
-    with pytest.raises(OSError, match="SHA-256 is .* It was removed: try again"):
+    with pytest.raises(OSError, match=r"SHA-256 is .* It was removed: try again"):
         fetch(f"{server.url}/file", tmp_path / "w.bin", sha256=DIGEST)
     assert list(tmp_path.iterdir()) == []
 

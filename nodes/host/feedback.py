@@ -30,6 +30,23 @@ def stoppable() -> Iterator[None]:
     yield
 
 
+class DownloadWatch:
+    """Shows a download on its node. Raises the host's interruption if the user pressed stop; what came is kept."""
+
+    def __init__(self, node_id: str | None) -> None:
+        self.node_id, self._bars, self._spoken = node_id, {}, 0.0
+
+    def told(self, name: str, done: int, total: int) -> None:
+        """So many bytes of a file have come, of so many in all (0: the server does not say)."""
+        if name not in self._bars:
+            self._bars[name] = Progress(max(total, 1))
+        self._bars[name].update(min(done, max(total, 1)))
+        if done == total or time.monotonic() - self._spoken >= PREVIEW_SECONDS:
+            self._spoken = time.monotonic()
+            whole = f" of {total / 1e6:,.0f}" if total else ""
+            say(f"downloading {name}: {done / 1e6:,.0f}{whole} MB", self.node_id)
+
+
 class Progress:
     """The node's bar, with a picture at most every half second (a picture passed with ``always`` is never dropped)."""
 

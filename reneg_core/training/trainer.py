@@ -124,8 +124,9 @@ class Trainer:
         """Train until done, stopped or out of patience; the best embedding is on disk in each case.
 
         Errors: BlockingIOError while another process trains in the same folder; AnotherRun, a ValueError, for other
-        contents or settings than a run was started with, before anything is written; FloatingPointError once
-        rewards, gradients or pictures are no finite numbers; OSError when the disk is full. The last checkpoint stays good in each case.
+        contents or settings than a run was started with, before anything is written; FloatingPointError once rewards,
+        gradients or pictures are no finite numbers; OSError when the disk is full. The last checkpoint stays good in
+        each case.
         """
         with self.files.locked() if self.session.workers.rank == 0 else nullcontext():
             return self.inside(self._run)

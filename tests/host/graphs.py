@@ -26,6 +26,7 @@ SMALL = {
     "embedding_name": "test.safetensors",
     "image": "hint.png",
     "control_net_name": "reneg-test-control.safetensors",
+    "lora_name": "reneg-test-lora.safetensors",
     "points": 1,
 }
 

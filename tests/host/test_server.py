@@ -58,7 +58,11 @@ def test_every_node_is_registered_as_the_contract_says(server) -> None:
 
 @pytest.mark.parametrize("name", graphs.NAMES)
 def test_workflow_runs_to_the_end(name: str, server) -> None:
-    entry = graphs.wait(server, queue(server, graphs.small(name)))
+    graph = graphs.small(name)
+    absent = {node["class_type"] for node in graph.values()} - {*graphs.request(server, "/object_info")}
+    if absent == {"NAGuidance"}:
+        pytest.skip("THIS COMFYUI HAS NO NAGuidance: its template is not run")
+    entry = graphs.wait(server, queue(server, graph))
     assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
     assert entry["outputs"]
 

@@ -62,7 +62,7 @@ def test_the_node_speaks_at_once_and_says_how_long(call, parts, told) -> None:
     assert told[0] == "loading the model" and told[1] == "measuring what a step takes"
     assert told[2].startswith("60 steps: about ") and "GiB of memory" in told[2]
     assert told[3].startswith("first validation: 2 of 2 pictures, about ")
-    steps = [line for line in told if line.startswith("step ")]
+    steps = [line for line in told if line.startswith("step ") and "reward" in line]
     assert "step 1 of 60: reward" in steps[0] and ", about " in steps[0] and steps[0].endswith(" left")
     assert told[-1].startswith("done at step 60: reward ")
 

@@ -4,8 +4,8 @@
 
 On the tiny world at scale 1 the negative branch is not run. Attention guidance (arXiv 2505.21179) puts a negative into
 the cross-attentions of the one pass that is left. Its strength and the words are chosen by the independent measure on
-validation pairs; what is learned sees the reward alone, at that strength. Then all are judged once on 72 test pairs with
-noises of their own. Writes benchmarks/results/nag.json.
+validation pairs; what is learned sees the reward alone, at that strength. Then all are judged once on 72 test pairs
+with noises of their own. Writes benchmarks/results/nag.json.
 """
 
 from lab import MEASURE, encoded, figures, judge, learn, means, recipe, test_pairs, validation_pairs

@@ -154,7 +154,7 @@ class SaveEmbedding(io.ComfyNode):
     def validate_inputs(cls, filename: str) -> bool | str:
         if filename is not None:
             try:
-                files.safe_name(filename)
+                files.new_name(filename)
             except ValueError as error:
                 return str(error)
         return True

@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from . import schedule
-from .config import TrainConfig
+from .config import LoopConfig
 from .names import normalised
 from .state import Progress
 
 
-def go_on(progress: Progress, context: Mapping[str, Any], config: TrainConfig) -> list[str]:
+def go_on(progress: Progress, context: Mapping[str, Any], config: LoopConfig) -> list[str]:
     """Bring ``progress`` of the run of ``context`` under ``config``'s steps and patience; sentences on what changed.
 
     The learning rate is a function of the step and of ``config.steps`` alone (:func:`.schedule.learning_rate`): with
@@ -30,14 +30,14 @@ def go_on(progress: Progress, context: Mapping[str, Any], config: TrainConfig) -
     return sentences
 
 
-def too_few(progress: Progress, config: TrainConfig) -> list[str]:
+def too_few(progress: Progress, config: LoopConfig) -> list[str]:
     """A sentence if ``config`` has fewer steps than were taken: that is another run."""
     if config.steps >= progress.step:
         return []
     return [f"steps: got {config.steps}, but the run has taken {progress.step} steps already. Try that number or more."]
 
 
-def _changed(step: int, before: int, config: TrainConfig) -> str:
+def _changed(step: int, before: int, config: LoopConfig) -> str:
     was = schedule.learning_rate(replace(config, steps=before), step)
     now = schedule.learning_rate(config, step)
     return (

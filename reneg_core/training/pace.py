@@ -4,7 +4,7 @@ from collections import deque
 from statistics import fmean
 
 from . import schedule
-from .config import TrainConfig
+from .config import LoopConfig
 
 RECENT = 16
 
@@ -36,7 +36,7 @@ class Pace:
         """Mean seconds of a validation."""
         return fmean(self._validations) if self._validations else self._first[1]
 
-    def remaining(self, done: int, config: TrainConfig) -> float | None:
+    def remaining(self, done: int, config: LoopConfig) -> float | None:
         """Seconds from step ``done``, just validated if that was due, to the end; None before anything is known."""
         if self.step is None:
             return None
@@ -44,7 +44,7 @@ class Pace:
         return (config.steps - done) * self.step + due * (self.validation or 0.0)
 
 
-def most_steps(step: float, validation: float, limit: float, done: int, config: TrainConfig) -> int:
+def most_steps(step: float, validation: float, limit: float, done: int, config: LoopConfig) -> int:
     """The most steps in all, up to ``config.steps``, that a run at step ``done`` finishes in ``limit`` seconds, a
     validation now and all later ones counted; at least one more than are done.
 

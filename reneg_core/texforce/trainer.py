@@ -163,7 +163,7 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
     def _sums(self, rows: range, work: Callable[[range], list[Tensor]]) -> dict[str, Tensor]:
         """The gradient (float64) by parameter: ``work``'s over all ``rows`` and processes, as a mean of a row's."""
         totals = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in self.learner.parameters.items()}
-        for part in self._parts(rows, work):
+        for part in self._parts("step", rows, work):
             for total, gradient in zip(totals.values(), part, strict=True):
                 total += gradient.detach().cpu().double()
         count = len(rows) * self.scale.value

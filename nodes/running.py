@@ -1,6 +1,7 @@
 """One training of the host's model, from a node's inputs to its outputs; what the training nodes share."""
 
 import json
+import logging
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -114,7 +115,9 @@ class Watch:
         self.observer: NodeObserver | None = None
 
     def session(self, folder: Path, why: str) -> Session:
-        """What is around a run in ``folder``; why: a sentence that stays on the node."""
+        """What is around a run in ``folder``; why: a sentence that stays on the node, and in the log as a whole."""
+        if why:
+            logging.info("ReNeg: %s", why)
         return Session(
             resume=True,
             should_stop=self.button.asked,

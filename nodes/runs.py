@@ -68,8 +68,7 @@ def run(trainer: Trainer, base: Path, existing: str, session: Callable[[Path, st
 
 def because(other: AnotherRun, folder: Path) -> str:
     """Why the run is ``folder`` and not the newest one of that name."""
-    changes = "\n".join(f"- {difference}" for difference in other.differences)
-    return f"{folder.name} is a new run, because {other.folder.name} is another one:\n{changes}"
+    return f"{folder.name} is a new run, because {other.folder.name} is another one: {' '.join(other.differences)}"
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class NodeObserver:
     """Shows a :class:`~reneg_core.training.Trainer` run on its node.
 
     What is shown stays in the run's folder, so that a run that goes on, or has nothing left to do, shows its own start
-    and its whole curve. note: stands under every line of text.
+    and its whole curve. note: stands under the first line of every text.
     """
 
     def __init__(
@@ -41,9 +41,10 @@ class NodeObserver:
         self._began, self._spoken = time.monotonic(), 0.0
 
     def say(self, text: str) -> None:
-        """A line of text and the note."""
+        """A line of text, the note, and what else there is to say; the node shows about five lines."""
         self._spoken = time.monotonic()
-        say("\n".join(filter(None, [text, self.note])), self.node_id)
+        first, _, rest = text.partition("\n")
+        say("\n".join(filter(None, [first, self.note, rest])), self.node_id)
 
     def estimate(self, found: Rehearsal, config: TrainConfig, needed: int) -> None:
         """Say before long work what it will take; config: with as many steps as will be done; needed: bytes."""

@@ -73,7 +73,7 @@ def test_other_prompts_or_another_rate_take_a_number_and_say_why(asked: Asked) -
     asked.train()
     other = asked.train(prompts=[*PROMPTS, "a tall tower"])
     assert other.directory.name == "my_002"
-    assert asked.why.startswith("my_002 is a new run, because my is another one:\n- training prompts: 'a tall tower'")
+    assert asked.why.startswith("my_002 is a new run, because my is another one: training prompts: 'a tall tower'")
     assert asked.train(config=replace(SHORT, learning_rate=0.2)).directory.name == "my_003"
     assert "because my_002 is another one" in asked.why and "learning_rate: the run was started with 0.05" in asked.why
     assert asked.folders() == ["my", "my_002", "my_003"]

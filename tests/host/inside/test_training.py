@@ -273,7 +273,7 @@ def test_other_settings_take_a_number_and_say_why(call, checkpoint, brightness, 
     call(TrainEmbedding, **inputs)
     out = call(TrainEmbedding, **{**inputs, "learning_rate": 0.2})
     assert json.loads(out[4])["file"] == "test_same_002/negative.safetensors"
-    assert "test_same_002 is a new run, because test_same is another one:\n- learning_rate: the run was" in told[-1]
+    assert "test_same_002 is a new run, because test_same is another one: learning_rate: the run was" in told[-1]
     again = call(TrainEmbedding, **inputs)
     assert json.loads(again[4])["file"] == "test_same/negative.safetensors"
 

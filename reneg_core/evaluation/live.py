@@ -25,7 +25,7 @@ def live_picture(first: Tensor, last: Tensor, records: Sequence[Mapping[str, Any
     side = (WIDTH - GAP * (len(first) + 1)) // len(first)
     rows = [[resized(to_image(picture), side) for picture in row] for row in (first, last)]
     height = rows[0][0].height
-    curve = reward_curve(records, WIDTH, 300)
+    curve = reward_curve(records, WIDTH, 230)
     canvas = Image.new("RGB", (WIDTH, 2 * (BAND + height) + curve.height), "white")
     draw = ImageDraw.Draw(canvas)
     titles = [f"start: {checks[0]['reward']:.3g}", f"now, step {checks[-1]['step']}: {checks[-1]['reward']:.3g}"]

@@ -87,7 +87,7 @@ def levels(graph: dict[str, Any]) -> dict[str, int]:
     return {node_id: level(node_id) for node_id in graph}
 
 
-ROOM = {"ReNegTrain": (440, 460), "ReNegRewardScore": (340, 110), "ReNegCompareNegatives": (340, 110)}
+ROOM = {"ReNegTrain": (460, 560), "ReNegRewardScore": (340, 110), "ReNegCompareNegatives": (340, 110)}
 
 
 PICTURES = {"Side by side": (560, 1000), "Scores": (560, 300)}

@@ -93,6 +93,16 @@ def test_node_ids_in_the_code_are_those_of_the_contract() -> None:
     assert found == set(CONTRACT)
 
 
+def test_a_nodes_check_names_one_input() -> None:
+    """The host repeats a check's message for every input that it names."""
+    named = {}
+    for path in (ROOT / "nodes").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name == "validate_inputs":
+                named[f"{path.stem}:{node.lineno}"] = [arg.arg for arg in node.args.args if arg.arg != "cls"]
+    assert len(named) >= 7 and all(len(names) == 1 for names in named.values()), named
+
+
 def test_the_pack_keeps_the_registry_standards() -> None:
     """No eval or exec, no shell, no downloads, no pickles in the pack's own nodes."""
     functions, methods = {"eval", "exec"}, {"system", "popen", "urlopen", "urlretrieve", "download_url_to_file"}

@@ -7,7 +7,6 @@ from typing import Any
 
 import graphs
 from convert import arranged
-from page import READY
 from test_browser import finish, keep, run_by_the_button
 
 NAME = "4_train_embedding"
@@ -70,10 +69,11 @@ def test_a_session_loses_nothing(opened, server, tmp_path) -> None:
     opened.page.wait_for_timeout(2000)  # the page keeps its draft a moment after a change
     run_by_the_button(opened)
     wait_for(opened, lambda: len(steps_of(second)) >= 5)
-    opened.page.reload(wait_until="domcontentloaded")
-    opened.page.wait_for_function(READY, timeout=180_000)
+    ours = opened.errors
+    opened.reload()
     wait_for(opened, lambda: steps_of(second) == list(range(1, 13)))
     wait_for(opened, lambda: not graphs.request(server, "/queue")["queue_running"])
+    opened.errors = ours + [error for error in opened.errors if "reneg" in error]  # 1.27 stumbles over what it missed
     kept = opened.prompt()[training]["inputs"]
     assert (kept["prompts"], kept["steps"]) == (prompts, 12), "the page still has what was typed"
     assert (first / "negative.safetensors").exists() and steps_of(first) == stopped

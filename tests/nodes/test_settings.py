@@ -262,3 +262,18 @@ def test_what_a_mask_hides_at_the_end_is_left_out(rows: Any) -> None:
     for mask in ([[1, 0, 1]], [[0, 0, 0]]):
         with pytest.raises(ValueError, match=r"tokens left out, which X does not read"):
             rows.attended(Conditioning(row.tokens, torch.tensor(mask)), "X")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"sampling_steps": 4, "points": 3},
+            r"points: got 3, expected at most the 1 steps that last_steps says \(0: a",
+        ),
+        ({"cfg": 1.0}, r"^The configuration is not usable:\n- cfg: got 1"),
+    ],
+)
+def test_faults_are_told_under_the_names_of_the_inputs(settings: Any, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message), settings.in_own_names():
+        TrainConfig(**settings.rollout_settings({**OPTIONS, **changes}))

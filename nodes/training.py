@@ -33,7 +33,7 @@ class TrainEmbedding(io.ComfyNode):
         return schema(
             node_id="ReNegTrainEmbedding",
             display_name="Train Negative Embedding",
-            search_aliases=["ReNeg training", "learn negative"],
+            search_aliases=["learn negative", "train textual inversion", "negative prompt"],
             description="Learns a negative embedding for this model by raising a reward (ReNeg, arXiv 2412.19637). "
             "Stop keeps the best so far; queue again to go on.",
             is_output_node=True,
@@ -232,7 +232,7 @@ class AdaptEmbedding(io.ComfyNode):
         return schema(
             node_id="ReNegAdaptEmbedding",
             display_name="Adapt Negative Embedding",
-            search_aliases=["per-sample ReNeg"],
+            search_aliases=["per-sample negative", "optimise one picture"],
             description="Improves a negative embedding for one prompt and seed, in at most a few steps (ReNeg's "
             "per-sample negatives). The picture never ends with a lower reward than it began.",
             is_output_node=True,

@@ -194,8 +194,20 @@ def test_help_pages_templates_and_words_are_served(server) -> None:
         assert graphs.urllib.request.urlopen(f"{server.url}/extensions/reneg/docs/{name}.md").status == 200
     templates = graphs.request(server, "/workflow_templates")["reneg"]
     assert sorted(templates) == graphs.NAMES
-    words = graphs.request(server, "/i18n")["en"]["nodeDefs"]
-    assert all(words[name]["display_name"] == node["display_name"] for name, node in names.items())
+    words = graphs.request(server, "/i18n")
+    english = words["en"]["nodeDefs"]
+    assert all(english[name]["display_name"] == node["display_name"] for name, node in names.items())
+    for language in ("zh", "ja"):
+        assert set(words[language]["nodeDefs"]) >= set(names)
+        assert {"RENEG_EMBEDDING", "RENEG_REWARD"} <= set(words[language]["dataTypes"])
+
+
+def test_newer_hosts_know_the_words_that_find_the_nodes(server) -> None:
+    info = graphs.request(server, "/object_info")
+    if "search_aliases" not in info["KSampler"]:
+        pytest.skip("this host's search knows no aliases")
+    assert "textual inversion" in info["ReNegLoadEmbedding"]["search_aliases"]
+    assert all(node["search_aliases"] for name, node in info.items() if name.startswith("ReNeg"))
 
 
 def test_what_only_draws_may_be_missing(host, tmp_path) -> None:

@@ -66,8 +66,8 @@ class Schema:
 class Part:
     """An input or output of a node: its id and what is said about it."""
 
-    def __init__(self, id: str = "", **options: Any) -> None:
-        self.id, self.options = id, options
+    def __init__(self, id: str = "", **said: Any) -> None:
+        vars(self).update({"id": id, "tooltip": "", "options": [], **said})
 
 
 class Kind:

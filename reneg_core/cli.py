@@ -12,7 +12,10 @@ from . import __version__
 from .failures import USAGE, explained
 from .text_file import printable
 
-COMMANDS = ("demo", "train", "adapt", "infer", "evaluate", "inspect", "convert", "score", "rewards", "comfy")
+COMMANDS = (
+    "demo", "train", "adapt", "infer", "evaluate", "analyze", "inspect", "transfer", "convert", "score", "rewards",
+    "comfy",
+)  # fmt: skip
 
 DESCRIPTION = """\
 Learn, apply and judge negative embeddings (ReNeg, arXiv 2412.19637).

@@ -4,13 +4,13 @@ The state is ``x = x0 + sigma * eps`` and a denoiser returns the clean estimate 
 evaluation, the command line and the ComfyUI nodes see a model only through :class:`DiffusionModel`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .settings import NATIVE, Sampling, Size
 
@@ -82,7 +82,8 @@ class DiffusionModel(Protocol):
 
     ``name`` is for people and provenance; ``family`` names the text encoder (see
     :data:`reneg_core.embedding.FAMILIES`), ``width`` is its output width D and ``max_tokens`` the longest negative
-    the denoiser takes (None: any); ``device`` is where tensors live.
+    the denoiser takes (None: any); ``device`` is where tensors live. A model of video also has ``frame_rate``, frames a
+    second.
     """
 
     name: str
@@ -102,7 +103,8 @@ class DiffusionModel(Protocol):
     def denoise(
         self, x: Tensor, sigma: Tensor, conditioning: Conditioning, branches: Sequence[Branch] = (Branch.POSITIVE,)
     ) -> Tensor:
-        """Clean estimate ``x0 [B,C,h,w]`` from ``x [B,C,h,w]`` at noise level ``sigma`` (scalar or ``[B]``).
+        """Clean estimate ``x0 [B,C,h,w]`` from ``x [B,C,h,w]`` at noise level ``sigma`` (scalar or ``[B]``); of a video
+        both are ``[B,C,F,h,w]``.
 
         branches: the branch of guidance that each of ``len(branches)`` equal consecutive parts of the rows belongs to;
         hosts and their patches treat the two differently. A joint pass is (NEGATIVE, POSITIVE), negative rows first.
@@ -116,8 +118,8 @@ class DiffusionModel(Protocol):
         ...
 
     def noise(self, seeds: Sequence[int], size: Size = NATIVE) -> Tensor:
-        """Standard normal latents ``[len(seeds),C,h,w]`` for pictures of ``size``. Row i depends on ``seeds[i]`` only:
-        the same on every device and in every batch."""
+        """Standard normal latents ``[len(seeds),C,h,w]`` for pictures of ``size``, ``[len(seeds),C,F,h,w]`` for videos.
+        Row i depends on ``seeds[i]`` only: the same on every device and in every batch."""
         ...
 
     def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -128,8 +130,11 @@ class DiffusionModel(Protocol):
         """The latents to decode made from the state at the schedule's last noise level."""
         ...
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures ``[B,3,H,W]`` in [0,1]; differentiable (the gradient is zero where a pixel saturates)."""
+    def decode(self, latents: Tensor, frames: int = 0) -> Tensor:
+        """Pictures ``[B,3,H,W]`` in [0,1]; differentiable (the gradient is zero where a pixel saturates).
+
+        Of a video ``[B,T,3,H,W]``: all frames, or ``frames`` of them (:func:`reneg_core.clips.evenly`).
+        """
         ...
 
     def checkpointing(self, enabled: bool) -> None:
@@ -143,4 +148,18 @@ class DiffusionModel(Protocol):
     def contents(self) -> dict[str, str]:
         """What a run with this model rests on, by part in words: "denoiser", "text encoder", "VAE", "precision" and the
         like; weights as :func:`reneg_core.digests.digest_of` gives them. A run goes on only with equal ones."""
+        ...
+
+
+@runtime_checkable
+class TunableModel(DiffusionModel, Protocol):
+    """A model whose text encoders can be tuned, CLIP's as they are."""
+
+    def text_encoders(self) -> Mapping[str, nn.Module]:
+        """The encoders by diffusers' names (``text_encoder``, ``text_encoder_2``), as :meth:`encode` runs them: what
+        is changed in them it says from then on."""
+        ...
+
+    def encode(self, prompts: Sequence[str], gradient: bool = False) -> Conditioning:
+        """As :class:`DiffusionModel`'s; gradient: recorded, with respect to what requires it in the encoders."""
         ...

@@ -9,6 +9,7 @@ import json
 import math
 import pickletools
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from torch import Tensor
 
 MAX_ELEMENTS = 2**24
 """Numbers in one file or tensor: 4096 tokens of width 4096."""
-MAX_BYTES = 8 * MAX_ELEMENTS + 2**20
 MAX_HEADER = 4 * 2**20
 MAX_RECORDS = 1000
 REBUILD = {f"torch._utils _rebuild_{what}" for what in ("tensor_v2", "tensor_v3", "parameter")}
@@ -28,16 +28,30 @@ MAX_PICKLE = 2**14
 LEGACY_PICKLES = 5  # magic number, protocol, system, object, storage keys
 
 
-def read_tensors(path: Path) -> tuple[dict[Any, Any], dict[str, str]]:
+@dataclass(frozen=True)
+class Limits:
+    """What a file may hold: elements, numbers in all; pickle, bytes of a pickle's structure; kind: what it is to be."""
+
+    elements: int = MAX_ELEMENTS
+    pickle: int = MAX_PICKLE
+    kind: str = "embedding"
+
+
+EMBEDDING_LIMITS = Limits()
+ADAPTER_LIMITS = Limits(2**26, 2**18, "LoRA")
+"""A LoRA of rank 128 on both of SDXL's text encoders, hundreds of tensors."""
+
+
+def read_tensors(path: Path, limits: Limits = EMBEDDING_LIMITS) -> tuple[dict[Any, Any], dict[str, str]]:
     """What a ``.safetensors`` file (with its metadata) or a pickle of tensors holds, by key; a lone tensor is "tensor".
 
     Values of a pickle may be anything that is no code: check them with :func:`require_plain`.
-    Errors: ValueError for more than :data:`MAX_ELEMENTS` numbers, damage, and pickles that ask for more than tensors.
+    Errors: ValueError for more numbers than ``limits`` allow, damage, and pickles that ask for more than tensors.
     """
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise ValueError(f"Got {path.name} of {size:,} bytes, expected at most {MAX_BYTES:,}: that is no embedding.")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
+    size, most = path.stat().st_size, _most_bytes(limits)
+    if size > most:
+        raise ValueError(f"Got {path.name} of {size:,} bytes, expected at most {most:,}: that is no {limits.kind}.")
+    return _read_safetensors(path, limits) if path.suffix == ".safetensors" else (_read_pickle(path, limits), {})
 
 
 def require_plain(name: str, tensor: Any) -> None:
@@ -61,14 +75,17 @@ def canonical(data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[start:]
 
 
-def _bounded(count: int, what: str) -> None:
-    if count > MAX_ELEMENTS:
-        raise ValueError(
-            f"Got {count:,} numbers in {what}, expected at most {MAX_ELEMENTS:,} (4096 tokens of width 4096)."
-        )
+def _most_bytes(limits: Limits) -> int:
+    return 8 * limits.elements + 2**20
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _bounded(count: int, what: str, most: int = MAX_ELEMENTS) -> None:
+    if count > most:
+        room = " (4096 tokens of width 4096)" if most == MAX_ELEMENTS else ""
+        raise ValueError(f"Got {count:,} numbers in {what}, expected at most {most:,}{room}.")
+
+
+def _read_safetensors(path: Path, limits: Limits) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     with path.open("rb") as stream:
@@ -79,7 +96,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             keys = list(file.keys())
             count = sum(math.prod(file.get_slice(key).get_shape()) for key in keys)
-            _bounded(count, path.name)
+            _bounded(count, path.name, limits.elements)
             return {key: file.get_tensor(key).clone() for key in keys}, file.metadata() or {}
     except (SafetensorError, RuntimeError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise ValueError(
@@ -88,10 +105,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def _read_pickle(path: Path) -> dict[Any, Any]:
+def _read_pickle(path: Path, limits: Limits) -> dict[Any, Any]:
     data = path.read_bytes()
     try:
-        loaded = _load_archive(data) if data.startswith(b"PK") else _load_legacy(data)
+        loaded = _load_archive(data, limits) if data.startswith(b"PK") else _load_legacy(data, limits)
     except _RefusedError as error:
         raise ValueError(f"Refused {path.name}: {error}") from error
     except Exception as error:  # damaged data can break the readers in any way
@@ -107,7 +124,7 @@ class _RefusedError(Exception):
     """Why a pickle is not even tried."""
 
 
-def _load_archive(data: bytes) -> Any:
+def _load_archive(data: bytes, limits: Limits) -> Any:
     """The archive's records, read within their declared sizes and written again, so that the pickle that is checked is
     the pickle that is loaded, however the two readers of archives understand this one."""
     if data.count(b"PK\x01\x02") > MAX_RECORDS:
@@ -118,21 +135,21 @@ def _load_archive(data: bytes) -> Any:
         if any(record.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for record in records.values()):
             raise _RefusedError("it is compressed in another way than tensor files are. Try a .safetensors copy.")
         size = sum(record.file_size for record in records.values())
-        if size > MAX_BYTES:
-            raise _RefusedError(f"it unpacks to {size:,} bytes, expected at most {MAX_BYTES:,}.")
+        if size > _most_bytes(limits):
+            raise _RefusedError(f"it unpacks to {size:,} bytes, expected at most {_most_bytes(limits):,}.")
         for name in records:
             content = old.read(name)
             if name.endswith(".pkl"):
-                _check(io.BytesIO(content[:MAX_PICKLE]), pickles=1)
+                _check(io.BytesIO(content[: limits.pickle]), pickles=1)
             new.writestr(name, content)
     anew.seek(0)
     return torch.load(anew, map_location="cpu", weights_only=True)
 
 
-def _load_legacy(data: bytes) -> Any:
+def _load_legacy(data: bytes, limits: Limits) -> Any:
     """The layout of before archives: a few pickles, then the numbers."""
     try:
-        _check(io.BytesIO(data[:MAX_PICKLE]), LEGACY_PICKLES)
+        _check(io.BytesIO(data[: limits.pickle]), LEGACY_PICKLES)
     except ValueError as error:
         raise _RefusedError("it is no plain tensor file, or it is damaged. Try a .safetensors copy.") from error
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

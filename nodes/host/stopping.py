@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import comfy.model_management as memory
 
-from reneg_core.training.trainer import Stopped
+from reneg_core.training.run import Stopped
 
 from .feedback import Progress
 

@@ -52,6 +52,7 @@ class Reward(nn.Module):
 
     A picture's score depends on that picture and its prompt alone. `score` is differentiable, once, with respect to
     `images` when they require a gradient, and computes in the reward's own precision inside anybody's autocast.
+    `differentiable` says so; where it is False, only a method that needs no gradient learns from it.
     `memory_budget` (bytes) bounds the working memory of one network pass, with gradient or without, where
     `bytes_per_image` is implemented. `options_for_loading` are the options that `load` takes, `published_files` what
     must be on disk, the weights first.
@@ -59,6 +60,7 @@ class Reward(nn.Module):
 
     name: str = ""
     needs_prompt: bool = True
+    differentiable: bool = True
     memory_budget: int = 1 << 30
     statistics: Statistics = Statistics(0.0, 1.0, "taken as already standardised")
     options_for_loading: ClassVar[frozenset[str]] = frozenset()

@@ -38,6 +38,7 @@ class RewardMix(Reward):
         own = {name: part.statistics for name, part in parts.items()} | dict(statistics or {})
         self.part_statistics = own if normalise == "zscore" else dict.fromkeys(parts, Statistics(0.0, 1.0, "none"))
         self.name = " + ".join(f"{name}*{weight:g}" for name, weight in self.weights.items())
+        self.differentiable = all(part.differentiable for part in parts.values())
         self.needs_prompt = any(part.needs_prompt for part in parts.values())
         self.memory_budget = min(part.memory_budget for part in parts.values())
 

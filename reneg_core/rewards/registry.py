@@ -16,6 +16,8 @@ import torch
 from reneg_core.rewards.base import Reward, Statistics, ordinary_tensors
 from reneg_core.rewards.checkpoint import Placement
 from reneg_core.rewards.mix import RewardMix
+from reneg_core.rewards.pyiqa_metric import PREFIX, PyiqaMetric
+from reneg_core.rewards.user_function import UserFunction
 from reneg_core.rewards.weights import FILE_OPTIONS, Source
 
 VAR_POSITIONAL, VAR_KEYWORD = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
@@ -63,6 +65,18 @@ BUILT_IN = (
     RewardInfo("tiny", "quality and prompt agreement in the embedded tiny world; weights included", f"{PACKAGE}.tiny"),
     RewardInfo("brightness", "mean luma; no weights, for smoke tests", f"{PACKAGE}.smoke", "Brightness"),
     RewardInfo("sharpness", "mean gradient of luma; no weights, for smoke tests", f"{PACKAGE}.smoke", "Sharpness"),
+    RewardInfo(
+        "jpeg_compressibility",
+        "minus the kilobytes of the picture as JPEG; without a gradient",
+        f"{PACKAGE}.jpeg",
+        "JpegCompressibility",
+    ),
+    RewardInfo(
+        "jpeg_incompressibility",
+        "the kilobytes of the picture as JPEG; without a gradient",
+        f"{PACKAGE}.jpeg",
+        "JpegIncompressibility",
+    ),
 )
 
 
@@ -86,8 +100,9 @@ def load_reward(
 ) -> Reward:
     """Load a reward in eval mode with frozen parameters.
 
-    spec: a registered name (`available_rewards`), a weighted mix such as "hpsv2.1*1.0 + image_reward*0.5", or the
-        path of a python file that defines one `Reward` subclass ("path.py" or "path.py:ClassName").
+    spec: a registered name (`available_rewards`), a weighted mix such as "hpsv2.1*1.0 + image_reward*0.5", the path of
+        a python file that defines one `Reward` subclass ("path.py" or "path.py:ClassName"), a function as
+        "module:function", or a metric of pyiqa as "pyiqa:name"; the last two without a gradient.
     weights: a file or a directory in the published layout; for a mix also a mapping from name to one.
     normalise, statistics: for a mix, see `RewardMix`.
     options: `search_dirs` and `download`, which say where files come from; `config`, `vocab`, `merges`,
@@ -179,11 +194,16 @@ def _resolve(name: str) -> tuple[type[Reward], dict[str, object]]:
     path = Path(f"{path}.py" if class_name else name)
     if path.suffix == ".py":
         return reward_class(_import_file(path), class_name), {}
+    if name.startswith(PREFIX):
+        return PyiqaMetric, {"metric": name.removeprefix(PREFIX)}
+    module, colon, function = name.partition(":")
+    if colon and module.replace(".", "").isidentifier() and function.isidentifier():
+        return UserFunction, {"function": name}
     near = [other for other in infos if other.startswith(name)]
     hint = f"; name the version: {', '.join(near)}" if near else ""
     raise ValueError(
         f"unknown reward {name!r}{hint}; expected one of {', '.join(sorted(infos))}, "
-        "a mix of them, or the path of a python file"
+        "a mix of them, the path of a python file, module:function or pyiqa:metric"
     )
 
 

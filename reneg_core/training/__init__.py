@@ -5,7 +5,8 @@ from .config import AdaptConfig, ConfigError, TrainConfig
 from .objective import Batch, Reach, RewardGradient, reward_gradient
 from .prompts import Prompts, split_prompts
 from .results import Observer, TrainResult
-from .trainer import Session, Trainer
+from .run import Run, Session, Stopped
+from .trainer import Trainer
 
 __all__ = [
     "AdaptConfig",
@@ -16,7 +17,9 @@ __all__ = [
     "Prompts",
     "Reach",
     "RewardGradient",
+    "Run",
     "Session",
+    "Stopped",
     "TrainConfig",
     "TrainResult",
     "Trainer",

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+from ..clips import FRAMES
 from ..sampling import Jitter, Sampling
 from ..typed import read
 from .names import normalised
 
 EMBEDDING_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 """What ``init`` ends in where it names a file."""
-C = TypeVar("C", bound="RolloutConfig")
+C = TypeVar("C", bound="ClimbConfig")
 
 
 class ConfigError(ValueError):
@@ -26,23 +27,19 @@ def raise_faults(faults: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class RolloutConfig:
-    """How trajectories are integrated and where their gradient is taken.
+class ClimbConfig:
+    """What all climbing on a reward has in common, and how its settings are read, written and checked.
 
-    sampling: how pictures are made (the paper: 30 DDIM steps, guidance scale 7.5); window: first and one past the last
-    step index that may be a gradient point, None = the last third, which is the paper's last 10 of 30; points: gradient
-    points per rollout; through: denoising steps that the gradient passes through from each point on, 1 = the paper's
-    one-step estimate, 0 = to the end; checkpointing: recompute activations of denoiser, decoder and reward in the
-    backward pass; learning_rate, betas: AdamW's.
+    learning_rate, betas: AdamW's; sampling: how pictures are made (the paper: 30 DDIM steps, guidance scale 7.5);
+    checkpointing: recompute activations of denoiser, decoder and reward in the backward pass; judged_frames: of a
+    video, how many frames are decoded and judged, evenly spaced (0 = all).
     """
 
     learning_rate: float = 5e-3
     betas: tuple[float, float] = (0.9, 0.999)
     sampling: Sampling = field(default_factory=Sampling)
-    window: tuple[int, int] | None = None
-    points: int = 1
-    through: int = 1
     checkpointing: bool = False
+    judged_frames: int = FRAMES
 
     def __post_init__(self) -> None:
         raise_faults(self.faults())
@@ -56,7 +53,7 @@ class RolloutConfig:
         """
         values, hints = normalised(values), typing.get_type_hints(cls)
         nested = {name: kind for name, kind in hints.items() if kind in (Sampling, Jitter)}
-        plain = {name: hint for name, hint in hints.items() if name not in nested}
+        plain = {part.name: hints[part.name] for part in fields(cls) if part.name not in nested}
         accepted, faults = read({name: value for name, value in values.items() if name not in nested}, plain)
         for name, kind in nested.items():
             try:
@@ -73,6 +70,72 @@ class RolloutConfig:
             name: value.to_mapping() if isinstance(value, Sampling | Jitter) else _plain(value)
             for name, value in values.items()
         }
+
+    def faults(self) -> list[str]:
+        """One sentence for everything that is wrong."""
+        numbers = {part.name: getattr(self, part.name) for part in fields(self)}
+        endless = {k: v for k, v in numbers.items() if isinstance(v, float) and v in (math.inf, -math.inf)}
+        found = [f"{name}: got {value}, expected a finite number." for name, value in endless.items()]
+        if not self.learning_rate > 0:
+            found.append(f"learning_rate: got {self.learning_rate}, expected more than 0, for example 5e-3.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            found.append(f"betas: got {self.betas}, expected two numbers from 0 to below 1.")
+        return found + self.below(0, "judged_frames")
+
+    def below(self, low: int, names: str) -> list[str]:
+        """A fault for each named setting that is under ``low``."""
+        found = ((name, getattr(self, name)) for name in names.split())
+        return [f"{name}: got {value}, expected {low} or more." for name, value in found if not value >= low]
+
+
+@dataclass(frozen=True)
+class LoopConfig(ClimbConfig):
+    """A run of many steps over many prompts, whatever it learns.
+
+    steps: optimizer steps; batch_size: samples per step over all processes; micro_batch: samples in one pass (ours);
+    warmup: linear steps before the cosine to 0; weight_decay; gradient_clip: norm limit, 0 = off.
+    validate_every, validation_pairs: steps between validations, (prompt, seed) pairs in each; checkpoint_every,
+    checkpoint_minutes: steps, and minutes (0 = any number), between checkpoints, whichever is over first once a step
+    has ended; keep_checkpoints: how many stay; patience: validations without a new best before stopping, 0 = never;
+    watch_drop: how far the watched reward may fall below its start before what was learned is no longer taken as the
+    best, None = it is only shown; with patience such validations count towards stopping.
+    """
+
+    steps: int = 4000
+    batch_size: int = 64
+    micro_batch: int = 8
+    warmup: int = 0
+    weight_decay: float = 0.0
+    gradient_clip: float = 0.0
+    seed: int = 0
+    validate_every: int = 50
+    validation_pairs: int = 32
+    checkpoint_every: int = 50
+    checkpoint_minutes: float = 5.0
+    keep_checkpoints: int = 2
+    patience: int = 0
+    watch_drop: float | None = None
+
+    def faults(self) -> list[str]:
+        found = super().faults()
+        found += self.below(1, "steps batch_size micro_batch validate_every validation_pairs checkpoint_every")
+        found += self.below(1, "keep_checkpoints")
+        found += self.below(0, "warmup weight_decay gradient_clip seed patience checkpoint_minutes")
+        return found + (self.below(0, "watch_drop") if self.watch_drop is not None else [])
+
+
+@dataclass(frozen=True)
+class RolloutConfig(ClimbConfig):
+    """Where along a trajectory the gradient by the negative is taken.
+
+    window: first and one past the last step index that may be a gradient point, None = the last third, which is the
+    paper's last 10 of 30; points: gradient points per rollout; through: denoising steps that the gradient passes
+    through from each point on, 1 = the paper's one-step estimate, 0 = to the end.
+    """
+
+    window: tuple[int, int] | None = None
+    points: int = 1
+    through: int = 1
 
     @property
     def gradient_window(self) -> tuple[int, int]:
@@ -97,15 +160,7 @@ class RolloutConfig:
         return active[0], active[-1] + 1
 
     def faults(self) -> list[str]:
-        """One sentence for everything that is wrong."""
-        found = [*self.below(1, "points"), *self.below(0, "through")]
-        numbers = {part.name: getattr(self, part.name) for part in fields(self)}
-        endless = {k: v for k, v in numbers.items() if isinstance(v, float) and v in (math.inf, -math.inf)}
-        found += [f"{name}: got {value}, expected a finite number." for name, value in endless.items()]
-        if not self.learning_rate > 0:
-            found.append(f"learning_rate: got {self.learning_rate}, expected more than 0, for example 5e-3.")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            found.append(f"betas: got {self.betas}, expected two numbers from 0 to below 1.")
+        found = [*self.below(1, "points"), *self.below(0, "through"), *super().faults()]
         guided = _guided("sampling.guidance_scale", self.sampling.guidance.scale)
         return found + guided + ([] if guided else self._window_faults(self.sampling))
 
@@ -121,56 +176,24 @@ class RolloutConfig:
             return [f"points: got {self.points}, expected at most the {last - first} steps of the window."]
         return []
 
-    def below(self, low: int, names: str) -> list[str]:
-        """A fault for each named setting that is under ``low``."""
-        found = ((name, getattr(self, name)) for name in names.split())
-        return [f"{name}: got {value}, expected {low} or more." for name, value in found if not value >= low]
-
 
 @dataclass(frozen=True)
-class TrainConfig(RolloutConfig):
+class TrainConfig(RolloutConfig, LoopConfig):
     """Global training. Defaults are ReNeg's recipe (arXiv 2412.19637); what the paper does not state is marked ours.
 
-    steps: optimizer steps; batch_size: samples per step over all processes; micro_batch: samples in one pass (ours);
     jitter: what of ``sampling`` is drawn anew at each step (ours: nothing); the window follows the drawn step count in
-    proportion, validation always uses ``sampling``.
-    warmup: linear steps before the cosine to 0 (ours: 0); weight_decay (ours: 0, since decay pulls towards 0 and not
-    towards the empty prompt); gradient_clip: norm limit, 0 = off (ours).
+    proportion, validation always uses ``sampling``. warmup (ours: 0); weight_decay (ours: 0, since decay pulls towards
+    0 and not towards the empty prompt); gradient_clip (ours: off).
     init: "" = the empty prompt, otherwise a negative prompt or the path of an embedding.
     norm_limit: largest distance from the start per token, in units of the start's mean token norm, 0 = off (ours).
-    validate_every, validation_pairs: steps between validations, (prompt, seed) pairs in each; checkpoint_every,
-    checkpoint_minutes: steps, and minutes (0 = any number), between checkpoints, whichever is over first once a step
-    has ended; keep_checkpoints: how many stay; patience: validations without a new best before stopping, 0 = never;
-    watch_drop: how far the watched reward may fall below its start before an embedding is no longer taken as the best,
-    None = it is only shown; with patience such validations count towards stopping.
     """
 
     jitter: Jitter = field(default_factory=Jitter)
-    steps: int = 4000
-    batch_size: int = 64
-    micro_batch: int = 8
-    warmup: int = 0
-    weight_decay: float = 0.0
-    gradient_clip: float = 0.0
     init: str = ""
     norm_limit: float = 0.0
-    seed: int = 0
-    validate_every: int = 50
-    validation_pairs: int = 32
-    checkpoint_every: int = 50
-    checkpoint_minutes: float = 5.0
-    keep_checkpoints: int = 2
-    patience: int = 0
-    watch_drop: float | None = None
 
     def faults(self) -> list[str]:
-        found = super().faults()
-        found += self.below(1, "steps batch_size micro_batch validate_every validation_pairs checkpoint_every")
-        found += self.below(1, "keep_checkpoints")
-        found += self.below(0, "warmup weight_decay gradient_clip norm_limit seed patience checkpoint_minutes")
-        if self.watch_drop is not None:
-            found += self.below(0, "watch_drop")
-        return found + self._jitter_faults()
+        return super().faults() + self.below(0, "norm_limit") + self._jitter_faults()
 
     def _jitter_faults(self) -> list[str]:
         scales = [fault for scale in self.jitter.guidance_scale for fault in _guided("jitter.guidance_scale", scale)]

@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from . import schedule
-from .config import TrainConfig
+from .config import LoopConfig
 from .names import normalised
 from .state import Progress
 
 
-def go_on(progress: Progress, context: Mapping[str, Any], config: TrainConfig) -> list[str]:
+def go_on(progress: Progress, context: Mapping[str, Any], config: LoopConfig) -> list[str]:
     """Bring ``progress`` of the run of ``context`` under ``config``'s steps and patience; sentences on what changed.
 
     The learning rate is a function of the step and of ``config.steps`` alone (:func:`.schedule.learning_rate`): with
@@ -34,7 +34,7 @@ def go_on(progress: Progress, context: Mapping[str, Any], config: TrainConfig) -
     return sentences
 
 
-def _changed(step: int, before: int, config: TrainConfig) -> str:
+def _changed(step: int, before: int, config: LoopConfig) -> str:
     was = schedule.learning_rate(replace(config, steps=before), step)
     now = schedule.learning_rate(config, step)
     return (

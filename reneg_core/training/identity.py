@@ -15,7 +15,7 @@ from ..digests import DIGEST, digest_of
 from ..embedding import NegativeEmbedding
 from ..model import DiffusionModel
 from ..rewards import Reward
-from .config import TrainConfig
+from .config import LoopConfig, TrainConfig
 from .names import normalised
 from .prompts import Prompts
 
@@ -28,21 +28,21 @@ LEVELS = "noise levels"
 
 
 def identity(
-    config: TrainConfig,
+    config: LoopConfig,
     model: DiffusionModel,
     rewards: Mapping[str, Reward | None],
-    start: NegativeEmbedding | None,
+    start: Mapping[str, str],
     prompts: Prompts,
 ) -> dict[str, Any]:
     """The context that a checkpoint stores: plain values, weights and long lists as digests.
 
-    rewards: by role ("reward", "watch"); start: the embedding that ``config.init`` names, or None for a prompt.
+    rewards: by role ("reward", "watch"); start: where learning begins, see :func:`start_contents`.
     """
     return {
         "settings": config.to_mapping(),
         "model": {**model.contents(), LEVELS: _levels(model.sigmas(config.sampling))},
         **{role: reward_contents(reward) if reward else {"name": "none"} for role, reward in rewards.items()},
-        "start": start_contents(config.init, start),
+        "start": dict(start),
         "prompts": {kind: digest_of_prompts(listed) for kind, listed in prompts._asdict().items()},
     }
 
@@ -85,13 +85,19 @@ def digest_of_prompts(prompts: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
 
 
-def differences(stored: Mapping[str, Any], now: Mapping[str, Any], before: Prompts | None, after: Prompts) -> list[str]:
+def differences(
+    stored: Mapping[str, Any],
+    now: Mapping[str, Any],
+    before: Prompts | None,
+    after: Prompts,
+    kind: type[LoopConfig] = TrainConfig,
+) -> list[str]:
     """A sentence for everything in which the run of ``stored`` is another one than that of ``now``.
 
-    before: the prompts that the stored run listed, None where the list is lost; after: those of now. What an older
-    version did not store is not compared.
+    before: the prompts that the stored run listed, None where the list is lost; after: those of now; kind: of both
+    configurations. What an older version did not store is not compared.
     """
-    stored, now = _renewed(stored), json.loads(json.dumps(now, default=list))
+    stored, now = _renewed(stored, kind), json.loads(json.dumps(now, default=list))
     found = _changed_settings(stored["settings"], now["settings"])
     same_sampling = stored["settings"]["sampling"] == now["settings"]["sampling"]
     found += _changed_model(stored["model"], now["model"], same_sampling)
@@ -169,13 +175,13 @@ def _levels(sigmas: Tensor) -> str:
     return " ".join(f"{level:.5g}" for level in sigmas.tolist())
 
 
-def _renewed(context: Mapping[str, Any]) -> dict[str, Any]:
+def _renewed(context: Mapping[str, Any], kind: type[LoopConfig]) -> dict[str, Any]:
     """A stored context in the form of today: settings under their names of today with defaults for what did not exist
     yet; version 0.1 stored one flat mapping."""
     if "settings" in context:
-        return {**context, "settings": _settings(context["settings"])}
+        return {**context, "settings": _settings(context["settings"], kind)}
     return {
-        "settings": _settings(context),
+        "settings": _settings(context, kind),
         "model": {"denoiser": DIGEST + str(context.get("model"))},
         **{role: {"name": context.get(role) or "none"} for role in ("reward", "watch")},
         "start": {},
@@ -183,10 +189,10 @@ def _renewed(context: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _settings(stored: Mapping[str, Any]) -> dict[str, Any]:
-    known = {part.name for part in fields(TrainConfig)}
+def _settings(stored: Mapping[str, Any], kind: type[LoopConfig]) -> dict[str, Any]:
+    known = {part.name for part in fields(kind)}
     values = {name: value for name, value in normalised(stored).items() if name in known}
-    return json.loads(json.dumps(TrainConfig.from_mapping(values).to_mapping()))
+    return json.loads(json.dumps(kind.from_mapping(values).to_mapping()))
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..clips import by_picture
 from ..rewards import Reward
 from .memory import is_out_of_memory
 
@@ -17,7 +18,8 @@ class PicturesNotFinite(FloatingPointError):
 
 
 def score(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """``reward.score`` of ``images [B,3,H,W]``: ``[B]``, differentiable where the reward is.
+    """``reward.score`` of pictures ``[B,3,H,W]``, of clips ``[B,T,3,H,W]`` its mean over the frames: ``[B]``,
+    differentiable where the reward is.
 
     Errors: :class:`PicturesNotFinite`; ValueError naming the reward for what its own code raises, and for scores
     without a gradient of pictures that need one. Running out of memory and a host's interruption pass unchanged.
@@ -28,7 +30,7 @@ def score(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
             "lower learning rate."
         )
     try:
-        scores = reward.score(images, list(prompts))
+        scores = by_picture(reward.score, images, prompts)
     except FAILURES as error:
         if is_out_of_memory(error):
             raise
@@ -38,18 +40,26 @@ def score(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
             "`reneg score` with it on a picture."
         ) from error
     if images.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
-        raise ValueError(
-            f"The reward {reward.name!r} carries no gradient with respect to the pictures, so nothing can be learned "
-            "from it. Expected torch operations from pixels to score; it can still be watched."
-        )
+        raise ValueError(_without_gradient(reward))
     return scores
 
 
-def check_reward(reward: Reward, prompt: str, device: torch.device) -> None:
-    """Find out on one picture of noise, before long work, whether ``reward`` judges and has a gradient (ValueError)."""
+def _without_gradient(reward: Reward) -> str:
+    return (
+        f"The reward {reward.name!r} carries no gradient with respect to the pictures, so nothing can be learned "
+        "from it by its gradient. Expected torch operations from pixels to score; it can still be watched, and "
+        "`reneg texforce train` learns from any reward."
+    )
+
+
+def check_reward(reward: Reward, prompt: str, device: torch.device, gradient: bool = True) -> None:
+    """Find out on one picture of noise, before long work, whether ``reward`` judges and, where that is needed, whether
+    all of it has a gradient (ValueError)."""
+    if gradient and not getattr(reward, "differentiable", True):
+        raise ValueError(_without_gradient(reward))
     image = torch.rand(1, 3, PROBE, PROBE, generator=torch.Generator().manual_seed(0)).to(device)
-    with torch.enable_grad():
-        score(reward, image.requires_grad_(), [prompt])
+    with torch.set_grad_enabled(gradient):
+        score(reward, image.requires_grad_(gradient), [prompt])
 
 
 def require_finite(reward: Reward, scores: Tensor, prompts: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The embedding while it is being learned: its tensors, AdamW, and how far it may go. Nothing else holds them."""
+"""What is being learned: its tensors, AdamW, and how far it may go. Nothing else holds them."""
 
 import math
 from collections.abc import Mapping
@@ -7,23 +7,20 @@ import torch
 from torch import Tensor
 
 from ..model import Conditioning
-from .config import TrainConfig
+from .config import LoopConfig, TrainConfig
 from .state import PART_NAMES, LearnerState, clone
 
 
-class Learner:
-    """Climbs. ``parameters`` are float32 tensors on the CPU: tokens ``[1,L,D]`` and, where there is one, pooled.
+class Climber:
+    """Climbs with AdamW. ``parameters`` are float32 tensors on the CPU, by name.
 
-    start: the conditioning that the run began with, one row; distances and the norm limit are measured from it.
-    state: where to go on from; without it, at the start.
+    origin: where the run began; distances are measured from it. state: where to go on from; without it, there.
     """
 
-    def __init__(self, start: Conditioning, config: TrainConfig, state: LearnerState | None = None) -> None:
-        self.config, self.mask = config, None if start.mask is None else start.mask.cpu()
-        parts = {name: getattr(start, name) for name in PART_NAMES}
-        self.origin = clone({name: part for name, part in parts.items() if part is not None})
+    def __init__(self, origin: Mapping[str, Tensor], config: LoopConfig, state: LearnerState | None = None) -> None:
+        self.config, self.origin = config, clone(origin)
         begin = state.tensors if state else self.origin
-        self.parameters = {name: tensor.clone().requires_grad_() for name, tensor in begin.items()}
+        self.parameters = {name: begin[name].clone().requires_grad_() for name in self.origin}
         self.updates = state.updates if state else 0
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()),
@@ -50,12 +47,6 @@ class Learner:
             self.updates,
         )
 
-    def negative(self, device: torch.device) -> Conditioning:
-        """The embedding as the denoiser takes it, detached."""
-        tokens, pooled = (self.parameters.get(name) for name in PART_NAMES)
-        mask = None if self.mask is None else self.mask.to(device)
-        return Conditioning(tokens.detach().to(device), mask, None if pooled is None else pooled.detach().to(device))
-
     def ascend(self, gradients: Mapping[str, Tensor], rate: float) -> float | None:
         """One AdamW step upwards; the gradients' norm, or None where it is not finite and nothing was done."""
         norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm().item()
@@ -68,7 +59,40 @@ class Learner:
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
         self.updates += 1
-        if self.config.norm_limit:
+        return norm
+
+    def distance(self) -> float:
+        """Distance from the start relative to the start's norm."""
+        moved = {name: parameter.detach() - self.origin[name] for name, parameter in self.parameters.items()}
+        return _norm(moved) / _norm(self.origin)
+
+
+def _norm(tensors: Mapping[str, Tensor]) -> float:
+    return math.hypot(*(tensor.norm().item() for tensor in tensors.values()))
+
+
+class Learner(Climber):
+    """An embedding that climbs: tokens ``[1,L,D]`` and, where there is one, the pooled vector.
+
+    start: the conditioning that the run began with, one row; distances and the norm limit are measured from it.
+    """
+
+    config: TrainConfig
+
+    def __init__(self, start: Conditioning, config: TrainConfig, state: LearnerState | None = None) -> None:
+        parts = {name: getattr(start, name) for name in PART_NAMES}
+        super().__init__({name: part for name, part in parts.items() if part is not None}, config, state)
+        self.mask = None if start.mask is None else start.mask.cpu()
+
+    def negative(self, device: torch.device) -> Conditioning:
+        """The embedding as the denoiser takes it, detached."""
+        tokens, pooled = (self.parameters.get(name) for name in PART_NAMES)
+        mask = None if self.mask is None else self.mask.to(device)
+        return Conditioning(tokens.detach().to(device), mask, None if pooled is None else pooled.detach().to(device))
+
+    def ascend(self, gradients: Mapping[str, Tensor], rate: float) -> float | None:
+        norm = super().ascend(gradients, rate)
+        if norm is not None and self.config.norm_limit:
             self._project()
         return norm
 

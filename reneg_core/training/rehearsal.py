@@ -10,10 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import schedule
-from .config import TrainConfig
 from .memory import micro_batches
-from .trainer import Trainer, validates
+from .run import Run, validates
 
 PARTS, SECONDS = 8, 30.0  # of each kind: at most so many micro-batches are timed, and none is begun after so long
 
@@ -35,25 +33,25 @@ class Rehearsal:
     peak: int
 
 
-def rehearse(trainer: Trainer, weights: Iterable[Tensor]) -> Rehearsal:
+def rehearse(trainer: Run, weights: Iterable[Tensor]) -> Rehearsal:
     """Check all that a run checks, then time micro-batches of its first steps and of its validation; writes nothing.
 
-    weights: the networks' tensors, which a graph only refers to. Errors: those of :meth:`Trainer.prepare`.
+    weights: the networks' tensors, which a graph only refers to. Errors: those of :meth:`Run.prepare`.
     """
     return trainer.inside(partial(_measured, trainer, weights))
 
 
-def _measured(trainer: Trainer, weights: Iterable[Tensor]) -> Rehearsal:
+def _measured(trainer: Run, weights: Iterable[Tensor]) -> Rehearsal:
     trainer.prepare()
     config, done, workers = trainer.config, trainer.progress.step, trainer.session.workers
     kept, size = _kept(trainer, weights), _fitting(trainer)
-    negative, pairs = trainer.learner.negative(trainer.model.device), min(size, config.validation_pairs)
+    pairs = min(size, config.validation_pairs)
 
     def part(number: int) -> None:
-        trainer.part_gradient(done + number, range(size)).tokens.cpu()
+        trainer.trial(done + number, range(size))
 
     def check(number: int) -> None:
-        trainer.validator.run(trainer.model, negative, lambda rows, work: [work(rows[:pairs])], workers)
+        trainer.check(pairs)
 
     (part_seconds, parts), (check_seconds, checks) = _mean(part), _mean(check)
     step = part_seconds * len(workers.share(range(config.batch_size))) / size
@@ -75,18 +73,22 @@ def _mean(work: Callable[[int], None]) -> tuple[float, int]:
     return (time.monotonic() - began) / count, count
 
 
-def _fitting(trainer: Trainer) -> int:
+def _fitting(trainer: Run) -> int:
     """The micro-batch size that does not run out of memory, found as a training finds it."""
     sizes = [min(trainer.progress.micro_batch, trainer.config.batch_size)]
-    work = partial(trainer.part_gradient, trainer.progress.step)
+
+    def work(rows: range) -> bool:
+        trainer.trial(trainer.progress.step, rows)
+        return True
+
     next(micro_batches(range(sizes[0]), sizes[0], work, sizes.append))
     return sizes[-1]
 
 
-def _kept(trainer: Trainer, weights: Iterable[Tensor]) -> int:
+def _kept(trainer: Run, weights: Iterable[Tensor]) -> int:
     """The most bytes that autograd holds for one sample at a time, where the gradient passes through most steps."""
     done = trainer.progress.step
-    longest = max(range(done, done + 50), key=partial(_recorded, trainer.config))
+    heaviest = trainer.heaviest(done)
     owned = {tensor.untyped_storage().data_ptr() for tensor in weights}
     held: Counter[int] = Counter()
     sizes: dict[int, int] = {}
@@ -103,16 +105,8 @@ def _kept(trainer: Trainer, weights: Iterable[Tensor]) -> int:
         return one
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
-        trainer.part_gradient(longest, range(1))
+        trainer.trial(heaviest, range(1))
     return most
-
-
-def _recorded(config: TrainConfig, step: int) -> int:
-    """Denoising steps that the gradient of ``step`` passes through, from its earliest point."""
-    sampling = config.jitter.draw(config.sampling, config.seed, step)
-    points = schedule.gradient_points(config.window_of(sampling), config.points, config.seed, step)
-    left = sampling.steps - min(points)
-    return min(config.through or left, left)
 
 
 @dataclass(eq=False)

@@ -1,5 +1,5 @@
-"""The files of one run: checkpoints/, metrics.jsonl, prompts.json, config.yaml, best and final embedding, and the lock
-that keeps a second process out."""
+"""The files of one run: checkpoints/, metrics.jsonl, prompts.json, config.yaml, the best so far and the result, and the
+lock that keeps a second process out."""
 
 import json
 import math
@@ -22,15 +22,15 @@ class Found(NamedTuple):
 
 
 class RunFolder:
-    """Owns a run's files; only the process that holds :meth:`locked` writes them."""
+    """Owns a run's files; only the process that holds :meth:`locked` writes them. product: the result's name."""
 
-    def __init__(self, path: str | Path, keep: int = 2) -> None:
+    def __init__(self, path: str | Path, keep: int = 2, product: str = "negative") -> None:
         self.path, self.keep = Path(path), keep
         self.metrics = self.path / "metrics.jsonl"
         self.prompts = self.path / "prompts.json"
         self.config = self.path / "config.yaml"
         self.best = self.path / "best.safetensors"
-        self.final = self.path / "negative.safetensors"
+        self.final = self.path / f"{product}.safetensors"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -77,7 +77,7 @@ class RunFolder:
             )
 
     def best_so_far(self) -> str:
-        """A sentence on where the best embedding is."""
+        """A sentence on where the best is."""
         return f"The best so far is in {self.best}." if self.best.exists() else "Nothing has been learned yet."
 
     def latest(self) -> Found | None:

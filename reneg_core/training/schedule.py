@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from ..seeds import derive_seed
-from .config import TrainConfig
+from .config import LoopConfig, TrainConfig
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
+def learning_rate(config: LoopConfig, step: int) -> float:
     """Linear warm-up, then a cosine from ``config.learning_rate`` to 0 at ``config.steps``; step counts from 0."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
@@ -25,6 +25,14 @@ def gradient_points(window: tuple[int, int], points: int, *seed: object) -> list
     draw = random.Random(derive_seed("points", *seed))
     edges = [first + (last - first) * i // points for i in range(points + 1)]
     return [draw.randrange(low, high) for low, high in itertools.pairwise(edges)]
+
+
+def recorded_steps(config: TrainConfig, step: int) -> int:
+    """Denoising steps that the gradient of ``step`` passes through, from its earliest point."""
+    sampling = config.jitter.draw(config.sampling, config.seed, step)
+    points = gradient_points(config.window_of(sampling), config.points, config.seed, step)
+    left = sampling.steps - min(points)
+    return min(config.through or left, left)
 
 
 @lru_cache(maxsize=4)

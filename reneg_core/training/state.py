@@ -17,20 +17,22 @@ FORMAT = "reneg-checkpoint-2"
 UNSEALED = "reneg-checkpoint-1"
 """The format of version 0.1, which has no checksum; it is still read."""
 PART_NAMES = ("tokens", "pooled")
-LEARNER_GROUPS = ("tensors", "first", "second")
+LEARNER_GROUPS = ("tensors", "first", "second", "statistics")
 
 
 @dataclass
 class LearnerState:
-    """What the next optimizer step depends on; float32 on the CPU, by part (tokens, pooled).
+    """What the next optimizer step depends on, by name on the CPU.
 
-    tensors: the embedding; first, second: AdamW's moments; updates: optimizer steps that were applied.
+    tensors: what is learned, float32 (an embedding's tokens, pooled); first, second: AdamW's moments; updates: steps of
+    the optimizer that were applied; statistics: what a method has counted beside them, in any dtype.
     """
 
     tensors: dict[str, Tensor]
     first: dict[str, Tensor] = field(default_factory=dict)
     second: dict[str, Tensor] = field(default_factory=dict)
     updates: int = 0
+    statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -115,7 +117,7 @@ def _unpacked(groups: dict[str, dict[str, Tensor]], numbers: dict[str, Any]) -> 
     """Older checkpoints have two numbers, ``loss_scale`` and ``skipped_in_a_row``, in place of ``scale``."""
     value, skipped = numbers.pop("loss_scale", 1.0), numbers.pop("skipped_in_a_row", 0)
     scale = LossScale(**numbers.pop("scale", {"value": value, "highest": value, "skipped": skipped}))
-    learner = LearnerState(*(groups[group] for group in LEARNER_GROUPS), numbers.pop("updates"))
+    learner = LearnerState(**{group: groups[group] for group in LEARNER_GROUPS}, updates=numbers.pop("updates"))
     return TrainState(learner, Progress(groups["best"], **numbers), scale)
 
 

@@ -1,165 +1,41 @@
 """Global training: one negative embedding for all prompts, by gradient ascent on a reward (arXiv 2412.19637)."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..digests import DIGEST
 from ..embedding import NegativeEmbedding, Provenance, load_embedding
-from ..model import Conditioning, DiffusionModel
-from ..rewards import Reward
+from ..model import Conditioning
 from ..sampling import check_branches
 from . import schedule
 from .config import EMBEDDING_SUFFIXES, TrainConfig
-from .extending import go_on
-from .identity import differences, identity
-from .judging import PicturesNotFinite, check_reward
+from .identity import start_contents
+from .judging import check_reward
 from .learner import Learner
-from .loss_scale import MAX_SKIPPED, loss_scale_for
-from .memory import micro_batches, peak_memory_mib
 from .objective import Batch, Reach, RewardGradient, reward_gradient
-from .prompts import Prompts, split_prompts
-from .results import Observer, TrainResult
-from .run_folder import RunFolder
-from .state import PART_NAMES, Progress, TrainState
-from .validation import Validator, finite, judge
-from .workers import Workers
+from .results import TrainResult
+from .run import Origin, Run, Session, Stopped
+from .state import PART_NAMES
+from .validation import finite
 
-T = TypeVar("T")
+__all__ = ["Session", "Stopped", "Trainer"]
 
 
-class Stopped(Exception):
-    """Raised inside a step when stopping was asked for; the step is not counted."""
+class Trainer(Run[TrainConfig, Learner, TrainResult]):
+    """A run that learns an embedding. Mathematics in :mod:`objective` and :mod:`schedule`; the rest as :class:`Run`."""
 
+    product, learned, remedy = "negative", "embedding", "Try a lower learning_rate, or norm_limit=1."
 
-def _never() -> bool:
-    return False
-
-
-def _silent(sentence: str) -> None:
-    return None
-
-
-@dataclass(frozen=True)
-class Session:
-    """Around a run.
-
-    observer: who watches it; should_stop: polled between micro-batches; resume: go on from the newest checkpoint in
-    the folder, if there is one; workers: the processes that share the work; say: gets a sentence for each thing that
-    resuming did and that the user should know; description: text of the run's config.yaml, "" for none.
-    """
-
-    observer: Observer | None = None
-    should_stop: Callable[[], bool] = _never
-    resume: bool = False
-    workers: Workers = field(default_factory=Workers)
-    say: Callable[[str], None] = _silent
-    description: str = ""
-
-
-class Trainer:
-    """Owns one run: its directory and its loop. The embedding lives in :class:`Learner`, what was found so far in
-    :class:`Progress`; mathematics in :mod:`objective` and :mod:`schedule`, judging in :mod:`validation`.
-
-    prompts: non-empty lists; directory: where everything is written; watch: a second reward that is only measured.
-    Errors, before any work: ValueError for empty prompts or a directory with another run; then, in :meth:`prepare`, for
-    changed settings or contents on resuming, a reward without a gradient, or a start that does not fit the model.
-    """
-
-    def __init__(
-        self,
-        model: DiffusionModel,
-        reward: Reward,
-        prompts: Prompts,
-        config: TrainConfig,
-        directory: str | Path,
-        *,
-        watch: Reward | None = None,
-        session: Session | None = None,
-    ) -> None:
-        self.model, self.reward, self.config = model, reward, config
-        self.session = session or Session()
-        self.prompts = split_prompts(*prompts)
-        self.validator = Validator(self.prompts.validation, config, reward, watch)
-        self.files = RunFolder(directory, config.keep_checkpoints)
-        if not self.session.resume:
-            self.files.require_unused()
-
-    def run(self) -> TrainResult:
-        """Train until done, stopped or out of patience; the best embedding is on disk in each case.
-
-        Errors: BlockingIOError while another process trains in the same folder; ValueError for other contents or
-        settings than a run was started with, before anything is written; FloatingPointError once rewards, gradients or
-        pictures are no finite numbers; OSError when the disk is full. The last checkpoint stays good in each case.
-        """
-        with self.files.locked() if self.session.workers.rank == 0 else nullcontext():
-            return self.inside(self._run)
-
-    def inside(self, work: Callable[[], T]) -> T:
-        """Call ``work`` while the model is set up for training."""
-
-        def prepared(model: DiffusionModel) -> T:
-            self.model = model
-            model.checkpointing(self.config.checkpointing)
-            try:
-                return work()
-            finally:
-                model.checkpointing(False)
-
-        return self.model.run(prepared)
-
-    def _run(self) -> TrainResult:
-        self.prepare()
-        self._begin()
-        return self._result(self._loop())
-
-    def prepare(self) -> None:
-        """Check everything that can be checked before the first step, and take up the run's state; writes nothing."""
-        rewards = {"reward": self.reward, "watch": self.validator.watch}
+    def _origin(self) -> Origin[Learner]:
         check_reward(self.reward, self.prompts.train[0], self.model.device)
         embedding = self._start()
         start = self._encoded_start() if embedding is None else embedding.conditioning()
-        self.context = identity(self.config, self.model, rewards, embedding, self.prompts)
-        found = self.files.latest()
-        if found is None:
-            self.learner, self.scale = Learner(start, self.config), loss_scale_for(self.model)
-            self.progress = Progress(self.learner.state().tensors, micro_batch=self.config.micro_batch)
-            return
-        if not self.session.resume:
-            self.files.require_unused()
-        self._refuse_another_run(found.context)
-        state = found.state
-        self.learner = Learner(start, self.config, state.learner)
-        self.progress, self.scale = state.progress, state.scale
-        self.progress.micro_batch = min(self.progress.micro_batch, self.config.micro_batch)
-        sentences = go_on(self.progress, found.context, self.config)
-        if found.faults:
-            sentences.insert(0, " ".join([*found.faults, f"Going on from step {self.progress.step}."]))
-        for sentence in sentences:
-            self.session.say(sentence)
-
-    def _refuse_another_run(self, stored: dict[str, Any]) -> None:
-        found = differences(stored, self.context, self.files.listed_prompts(), self.prompts)
-        if found:
-            raise ValueError(
-                "This run cannot be resumed with other settings or contents:\n- " + "\n- ".join(found) + "\n"
-                f"Try the earlier ones, or another output folder than {self.files.path}."
-            )
-
-    def _begin(self) -> None:
-        """The first writing, once every process has read what there was."""
-        workers = self.session.workers
-        workers.wait()
-        if workers.rank == 0:
-            self.files.begin(self.progress, self.prompts, self.session.description)
-        self._checkpoint()
+        return Origin(start_contents(self.config.init, embedding), partial(Learner, start, self.config))
 
     def _start(self) -> NegativeEmbedding | None:
         """The embedding that training starts from; None for a prompt."""
@@ -176,78 +52,12 @@ class Trainer:
         start = self.model.encode([self.config.init])
         return start if start.mask is None else replace(start, mask=torch.ones_like(start.mask))
 
-    def _loop(self) -> str:
-        progress, config = self.progress, self.config
-        began = time.monotonic() - progress.seconds
-        try:
-            while True:
-                if self._long_ago():
-                    self._checkpoint()
-                if validates(progress.step, config) and progress.validated_at != progress.step:
-                    self._validate()
-                over = progress.finished or progress.step >= config.steps
-                if over or progress.step % config.checkpoint_every == 0:
-                    self._checkpoint()
-                if over:
-                    return "patience" if progress.finished else "done"
-                self._step(began)
-        except Stopped:
-            self._checkpoint()
-            return "stopped"
+    def _learn(self, rate: float) -> dict[str, Any]:
+        gradients, reward = self._gradient()
+        return {"reward": reward, "gradient_norm": self._ascend(gradients, rate)}
 
-    def _long_ago(self) -> bool:
-        """Whether the last checkpoint is older than ``config.checkpoint_minutes``; processes agree on it."""
-        minutes = (time.monotonic() - self._saved) / 60
-        return bool(self.config.checkpoint_minutes) and self.session.workers.any(
-            minutes >= self.config.checkpoint_minutes
-        )
-
-    def _step(self, began: float) -> None:
-        progress, clock = self.progress, time.monotonic()
-        with self._explained():
-            gradients, reward = self._gradient()
-        rate = schedule.learning_rate(self.config, progress.step)
-        norm = self.learner.ascend(gradients, rate)
-        self.scale.update(norm is not None)
-        progress.step += 1
-        progress.seconds = time.monotonic() - began
-        record = {
-            "event": "step",
-            "step": progress.step,
-            "reward": reward,
-            "learning_rate": rate,
-            "gradient_norm": norm,
-            "distance": self.learner.distance(),
-            "seconds": round(time.monotonic() - clock, 4),
-            "memory_mib": round(peak_memory_mib(self.model.device)),
-        }
-        self._record(record)
-        if self.session.observer:
-            self.session.observer.on_step(record)
-        if self.scale.hopeless:
-            self._checkpoint()
-            raise FloatingPointError(
-                f"Got NaN or infinite gradients in {MAX_SKIPPED} steps in a row at step {progress.step}. "
-                f"{self.files.best_so_far()} Try bf16 or fp32 instead of fp16, or a lower learning rate."
-            )
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Say why pictures are no finite numbers: an embedding that has run away, or the model itself."""
-        try:
-            yield
-        except PicturesNotFinite as error:
-            moved, rate = self.learner.distance(), self.config.learning_rate
-            reason = "The model makes them before anything was learned; try fp32 instead of half precision."
-            if self.learner.updates:
-                reason = (
-                    f"After {self.learner.updates} steps at learning_rate {rate:g} the embedding has moved {moved:.3g} "
-                    "times the start's norm. Try a lower learning_rate, or norm_limit=1."
-                )
-            raise FloatingPointError(
-                f"Got pictures with NaN or infinite pixels at step {self.progress.step}. {reason} "
-                f"{self.files.best_so_far()}"
-            ) from error
+    def _negative(self) -> Conditioning:
+        return self.learner.negative(self.model.device)
 
     def _gradient(self) -> tuple[dict[str, Tensor], float]:
         """Mean gradient per tensor over the whole batch (float64) and the mean reward, over all processes."""
@@ -267,49 +77,17 @@ class Trainer:
         config, model = self.config, self.model
         sampling = config.jitter.draw(config.sampling, config.seed, step)
         points = schedule.gradient_points(config.window_of(sampling), config.points, config.seed, step)
-        reach = Reach(points, config.through, loss_scale=self.scale.value)
+        reach = Reach(points, config.through, loss_scale=self.scale.value, frames=config.judged_frames)
         prompts = schedule.batch_prompts(self.prompts.train, config.seed, step, config.batch_size, rows)
         noise = model.noise(schedule.noise_seeds(config.seed, step, rows), sampling.size)
         batch = Batch(prompts, model.encode(prompts), noise)
         return reward_gradient(model, self.reward, batch, self.learner.negative(model.device), sampling, reach)
 
-    def _parts(self, rows: range, work: Callable[[range], T]) -> Iterable[T]:
-        """``work`` on this process's rows, a micro-batch at a time; raises Stopped between them when asked to.
+    def trial(self, step: int, rows: range) -> None:
+        self.part_gradient(step, rows).tokens.cpu()
 
-        With several processes all of them must leave together, so they agree on it once, before the first part.
-        """
-        workers, should_stop = self.session.workers, self.session.should_stop
-        if workers.any(should_stop()):
-            raise Stopped
-
-        def interruptible(part: range) -> T:
-            if workers.count == 1 and should_stop():
-                raise Stopped
-            return work(part)
-
-        return micro_batches(workers.share(rows), self.progress.micro_batch, interruptible, self._halved)
-
-    def _halved(self, size: int) -> None:
-        self.progress.micro_batch = size
-        self._record({"event": "out_of_memory", "step": self.progress.step, "micro_batch": size})
-
-    def _validate(self) -> None:
-        negative = self.learner.negative(self.model.device)
-        with self._explained():
-            found = self.validator.run(self.model, negative, self._parts, self.session.workers)
-        best = judge(found, self.learner.parameters, self.progress, self.config)
-        if best and self.session.workers.rank == 0:
-            self.embedding().save(self.files.best, overwrite=True)
-        record = {
-            "event": "validation",
-            "step": self.progress.step,
-            "reward": found.reward,
-            "watch": found.watch,
-            "best": best,
-        }
-        self._record(record)
-        if self.session.observer and found.images is not None:
-            self.session.observer.on_validation(record, found.images, found.prompts)
+    def heaviest(self, done: int) -> int:
+        return max(range(done, done + 50), key=partial(schedule.recorded_steps, self.config))
 
     def embedding(self) -> NegativeEmbedding:
         """The best embedding so far with its provenance."""
@@ -340,22 +118,13 @@ class Trainer:
         tokens, pooled = (progress.best.get(name) for name in PART_NAMES)
         return NegativeEmbedding(tokens, self.model.family, self.learner.mask, pooled, provenance)
 
-    def _checkpoint(self) -> None:
-        if self.session.workers.rank == 0:
-            self.files.save(TrainState(self.learner.state(), self.progress, self.scale), self.context)
-        self._saved = time.monotonic()
-        self.session.workers.wait()
-
-    def _record(self, entry: dict[str, Any]) -> None:
-        if self.session.workers.rank == 0:
-            self.files.record(entry)
+    def _save(self, path: Path) -> None:
+        self.embedding().save(path, overwrite=True)
 
     def _result(self, reason: str) -> TrainResult:
-        progress, embedding = self.progress, self.embedding()
-        if self.session.workers.rank == 0:
-            embedding.save(self.files.final, overwrite=True)
+        progress = self.progress
         return TrainResult(
-            embedding,
+            self.embedding(),
             progress.best_step,
             finite(progress.best_reward),
             progress.start_reward,
@@ -363,8 +132,3 @@ class Trainer:
             reason,
             self.files.path,
         )
-
-
-def validates(step: int, config: TrainConfig) -> bool:
-    """Whether a run validates once it has taken ``step`` steps."""
-    return step % config.validate_every == 0 or step == config.steps

@@ -12,7 +12,7 @@ from ..model import Conditioning, DiffusionModel
 from ..rewards import Reward
 from ..sampling import sample
 from ..seeds import derive_seed
-from .config import TrainConfig
+from .config import LoopConfig
 from .judging import require_finite, score
 from .state import Progress, clone
 from .workers import Workers
@@ -25,7 +25,8 @@ Parts = Callable[[range, Callable[[range], Any]], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Found:
-    """Mean rewards over all pairs of all processes, and this process's first pictures ``[n,3,H,W]`` (or None)."""
+    """Mean rewards over all pairs of all processes, and this process's first pictures ``[n,3,H,W]`` (or None; of
+    a video its judged frames)."""
 
     reward: float
     watch: float | None
@@ -38,7 +39,7 @@ class Validator:
     """The pairs and the judges; ``watch`` is only measured."""
 
     prompts: Sequence[str]
-    config: TrainConfig
+    config: LoopConfig
     reward: Reward
     watch: Reward | None = None
 
@@ -59,7 +60,8 @@ class Validator:
         def work(rows: range) -> tuple[Tensor, Tensor, list[str]]:
             prompts, seeds = self.pairs(rows)
             noise = model.noise(seeds, sampling.size)
-            images = model.decode(sample(model, model.encode(prompts), negative, noise, sampling))
+            latents = sample(model, model.encode(prompts), negative, noise, sampling)
+            images = model.decode(latents, self.config.judged_frames)
             return self._sums(images, prompts), images.cpu(), prompts
 
         for part, images, prompts in parts(range(count), work):
@@ -77,7 +79,7 @@ class Validator:
         return torch.stack([*(one.sum() for one in scores), torch.zeros((), dtype=torch.float64)][:2])
 
 
-def judge(found: Found, tensors: dict[str, Tensor], progress: Progress, config: TrainConfig) -> bool:
+def judge(found: Found, tensors: dict[str, Tensor], progress: Progress, config: LoopConfig) -> bool:
     """Whether this validation is the best so far, noted in ``progress`` together with whether patience has run out.
 
     A watched reward that fell by more than ``config.watch_drop`` below its start, or is no number any more, vetoes the
@@ -98,7 +100,7 @@ def judge(found: Found, tensors: dict[str, Tensor], progress: Progress, config: 
     return best
 
 
-def _hacked(found: Found, progress: Progress, config: TrainConfig) -> bool:
+def _hacked(found: Found, progress: Progress, config: LoopConfig) -> bool:
     if config.watch_drop is None or found.watch is None:
         return False
     return not found.watch >= progress.start_watch - config.watch_drop

@@ -15,8 +15,9 @@ from reneg_core import NegativeEmbedding, load_embedding
 from reneg_core.rewards import Reward
 from reneg_core.sampling import Jitter, Sampling
 from reneg_core.training import AdaptConfig, ConfigError, TrainConfig, adapt, schedule
-from reneg_core.training.rehearsal import _recorded, rehearse
+from reneg_core.training.rehearsal import rehearse
 from reneg_core.training.run_folder import RunFolder
+from reneg_core.training.schedule import recorded_steps
 
 # rewards
 
@@ -140,8 +141,8 @@ def test_a_learning_rate_that_is_too_high_is_blamed_itself(model, tmp_path: Path
 
 def test_a_model_that_makes_no_pictures_is_blamed_itself(model, tmp_path: Path) -> None:
     class Overflowing(Wrapped):
-        def decode(self, latents):
-            return self._model.decode(latents) * float("nan")
+        def decode(self, latents, frames=0):
+            return self._model.decode(latents, frames) * float("nan")
 
     with pytest.raises(FloatingPointError, match=r"at step 0\. The model makes them before anything was learned; try"):
         trainer(Overflowing(model), tmp_path).run()
@@ -283,4 +284,4 @@ def test_a_rehearsal_counts_the_steps_that_the_gradient_passes_through_from_its_
     for through, steps in ((1, 1), (3, 3), (0, None)):
         config = TrainConfig(sampling=sampling, window=(0, 8), points=2, through=through)
         first = min(schedule.gradient_points((0, 8), 2, config.seed, 5))
-        assert first < 4 and _recorded(config, 5) == (steps or 8 - first)
+        assert first < 4 and recorded_steps(config, 5) == (steps or 8 - first)

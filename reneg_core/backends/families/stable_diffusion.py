@@ -3,7 +3,7 @@
 from types import MappingProxyType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...model import Conditioning
 from ..diffusers import DiffusersModel
@@ -29,6 +29,11 @@ class StableDiffusion(DiffusersModel):
 
     def _parameterisation(self) -> VariancePreserving:
         return VariancePreserving(self.pipeline.scheduler)
+
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """See :class:`~reneg_core.model.TunableModel`."""
+        parts = self.pipeline.components
+        return {name: parts[name] for name in ("text_encoder", "text_encoder_2") if parts.get(name) is not None}
 
     def _text_widths(self) -> dict[str, tuple[int, int]]:
         given = self.pipeline.text_encoder.config.hidden_size

@@ -33,8 +33,8 @@ OPTIONAL = {
     "diffusers": {"nodes/host/pipelines.py"},
     "pyiqa": {"reneg_core/rewards/pyiqa_metric.py"},
 }
-"""What is imported late, in these modules alone, and only for those who have it: processes of ``accelerate launch``, the
-video models that ComfyUI does not run, the metrics of pyiqa."""
+"""What is imported late, in these modules alone, for those who have it: processes of ``accelerate launch``, the video
+models that ComfyUI does not run, the metrics of pyiqa."""
 
 
 def requirements() -> dict[str, Requirement]:

@@ -57,20 +57,20 @@ def sampled(server: Any, prompt: str, count: int, negative: str | None, **option
     return drawn(server, graph)
 
 
-def each(server: Any, count: int, negative: str | None, **options: Any) -> Images:
-    """``count`` pictures of every scene."""
-    return [picture for scene in SCENES for picture in sampled(server, scene, count, negative, **options)]
-
-
 def learning(server: Any) -> Image.Image:
     drawn(server, json.loads((graphs.API / f"{FIRST}.json").read_text()))
     rows = {"empty prompt": "", "words": graphs.WORDS, "learned": None}
-    return table({label: each(server, 2, negative) for label, negative in rows.items()})
+    return table(
+        {
+            label: [p for scene in SCENES[:2] for p in sampled(server, scene, 3, negative)]
+            for label, negative in rows.items()
+        }
+    )
 
 
 def any_sampler(server: Any) -> Image.Image:
     rows = {"empty prompt": "", "learned": None}
-    return table({label: sampled(server, SCENES[1], 5, negative) for label, negative in rows.items()})
+    return table({label: sampled(server, SCENES[1], 4, negative) for label, negative in rows.items()})
 
 
 def strengths(server: Any) -> Image.Image:

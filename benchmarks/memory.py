@@ -18,6 +18,7 @@ import torch
 from measure import peak_bytes, publish, table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from agreement import CLIPS
 from pipelines import BUILDERS, build
 
 from reneg_core.backends import DiffusersModel, wrap
@@ -33,7 +34,8 @@ GIB = 2**30
 
 
 class Full(NamedTuple):
-    """A published model: what it is called, the small pipeline it is like, pixels, tokens, pooled width, its parts."""
+    """A published model: what it is called, the small pipeline it is like, pixels, tokens, pooled width, its parts, and
+    of a video its height and frames."""
 
     label: str
     like: str
@@ -41,6 +43,8 @@ class Full(NamedTuple):
     tokens: int
     pooled: int
     parts: Callable[[], dict[str, Any]]
+    height: int = 0
+    frames: int | None = None
 
 
 def vae(pixels: int, channels: int = 4) -> Any:
@@ -133,6 +137,18 @@ def chroma() -> dict[str, Any]:
     return {"transformer": ChromaTransformer2DModel(), "vae": vae(1024, 16), "text_encoder": t5_xxl()}
 
 
+def zeroscope() -> dict[str, Any]:
+    from diffusers import UNet3DConditionModel
+
+    return {"unet": UNet3DConditionModel(sample_size=32), "vae": vae(256), "text_encoder": clip(1024, 23, 16)}
+
+
+def ltx() -> dict[str, Any]:
+    from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+
+    return {"transformer": LTXVideoTransformer3DModel(), "vae": AutoencoderKLLTXVideo(), "text_encoder": t5_xxl()}
+
+
 FULL = {
     "sd15": Full("Stable Diffusion 1.5", "sd15", 512, 77, 0, sd15),
     "sd15_768": Full("Stable Diffusion 1.5", "sd15", 768, 77, 0, sd15),
@@ -142,6 +158,9 @@ FULL = {
     "sd3": Full("Stable Diffusion 3 medium", "sd3", 1024, 333, 2048, sd3),
     "flux": Full("Flux (dev)", "flux_guided", 1024, 512, 768, flux),
     "chroma": Full("Chroma", "chroma", 1024, 512, 0, chroma),
+    "zeroscope": Full("ZeroScope, VideoCrafter2; 24 frames", "zeroscope", 576, 77, 0, zeroscope, 320, 24),
+    "ltx": Full("LTX-Video; 97 frames", "ltx", 704, 128, 0, ltx, 512, 97),
+    "ltx_short": Full("LTX-Video; 25 frames", "ltx", 704, 128, 0, ltx, 512, 25),
 }
 
 
@@ -169,10 +188,9 @@ def published(kind: Full, reward: HPSv21) -> dict[str, Any]:
     model = full_size(kind)
     tokens = torch.empty(1, kind.tokens, model.width, device=META)
     pooled = torch.empty(1, kind.pooled, device=META) if kind.pooled else None
-    mask = (
-        torch.ones(1, kind.tokens, dtype=torch.int64, device=META) if kind.like in ("pixart_told", "chroma") else None
-    )
-    sampling = Sampling(steps=30, size=Size(kind.pixels, kind.pixels)).at_scale(7.5)
+    masked = kind.like in ("pixart_told", "chroma", "ltx")
+    mask = torch.ones(1, kind.tokens, dtype=torch.int64, device=META) if masked else None
+    sampling = Sampling(steps=30, size=Size(kind.height or kind.pixels, kind.pixels, kind.frames)).at_scale(7.5)
 
     def of(recompute: bool) -> Callable[[int], Footprint]:
         one = Conditioning(tokens, mask, pooled)
@@ -192,7 +210,7 @@ def published(kind: Full, reward: HPSv21) -> dict[str, Any]:
 def compared(name: str) -> dict[str, float]:
     """Bytes of a gradient point, computed and by the allocator's record, on a small pipeline in fp32."""
     model = wrap(build(name), name)
-    sampling = Sampling(steps=4, size=Size(64, 64)).at_scale(3)
+    sampling = Sampling(steps=4, size=Size(64, 64, CLIPS[name].frames if name in CLIPS else None)).at_scale(3)
     sigmas, noise, one = model.sigmas(sampling), model.noise([0, 1], sampling.size), model.encode([""])
     found = {}
     for recompute in (False, True):

@@ -63,7 +63,8 @@ NOTES = {
     ),
     "7_sd21_guider": (
         "SD 2.1 and SamplerCustomAdvanced",
-        "ReNeg Guider takes the place of CFGGuider. SD 2.1 has another text encoder and needs an embedding of its own.",
+        "ReNeg Guider takes the place of CFGGuider. SD 2.1 has another text encoder and an embedding of its own, which "
+        "ZeroScope and VideoCrafter2 read too.",
         PUBLISHED,
     ),
     "8_compare_negatives": (

@@ -1,8 +1,8 @@
 """Makes the templates' thumbnails: what each draws on the tiny world, with the negative that the first one learns:
 ``python tests/browser/thumbnails.py URL_OF_A_RUNNING_COMFYUI [NAME ...]``.
 
-Prompts and seeds were set before the pictures were seen. Of the ControlNet template there is no such picture, because
-the tiny world has no ControlNet: it keeps that of its graph, which ``convert.py`` takes.
+Seeds count from 0. Of the ControlNet template there is no such picture, because the tiny world has no ControlNet: it
+keeps that of its graph, which ``convert.py`` takes.
 """
 
 import io
@@ -102,9 +102,9 @@ def training(server: Any) -> Image.Image:
 
 def adapted(server: Any) -> Image.Image:
     inputs = {"pictures": 6, "seed": 0, "last_steps": 10, "through": 0, "points": 1, "learning_rate": 0.02}
-    graph = graphs.tiny("5_adapt_per_prompt", embedding_name=LEARNED, prompt=SCENES[3], **inputs)
-    before = [picture for seed in range(6) for picture in sampled(server, SCENES[3], 1, None, seed=seed)]
-    return table({"learned": before, "adapted": drawn(server, graph)[:6]})
+    graph = graphs.tiny("5_adapt_per_prompt", embedding_name="words.safetensors", **inputs)
+    before = [picture for seed in range(6) for picture in sampled(server, graphs.SCENE, 1, graphs.WORDS, seed=seed)]
+    return table({"words": before, "adapted": drawn(server, graph)[:6]})
 
 
 def guider(server: Any) -> Image.Image:

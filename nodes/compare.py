@@ -23,14 +23,14 @@ from reneg_core.sampling import Sampling
 from reneg_core.training import AdaptConfig
 
 from .host import files
-from .host.feedback import Progress, say, stoppable
+from .host.feedback import say, stoppable
 from .host.rewards import HostReward
 from .host.schedules import learned_for
-from .inputs import model_inputs, pass_inputs, picture_inputs, prompt_list, solver_input, wrong_choice
+from .inputs import SOLVER_TIP, model_inputs, pass_inputs, picture_inputs, prompt_list, require_choices, solver_input
 from .layout import only_text, pil_to_image, suited
 from .schema import Embedding, schema
 from .settings import host_model, sampling_of
-from .watching import require_plots
+from .watching import Counter, require_plots
 
 LABELS = {NONE: "empty prompt", TEXT: "negative prompt", EMBEDDING: "ReNeg embedding", ADAPTED: "adapted"}
 SHOWN = 8
@@ -50,18 +50,20 @@ class CompareNegatives(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                *model_inputs(),
+                *model_inputs("draw with"),
                 io.String.Input("prompts", multiline=True, default="", tooltip="One per line."),
                 io.Int.Input("seeds", default=2, min=1, max=64, tooltip="Pictures per prompt and negative."),
                 io.Int.Input("first_seed", default=0, min=0, max=2**53 - 1, tooltip="The seeds count on from here."),
-                *picture_inputs(),
+                *picture_inputs("Guidance scale of all pictures; an embedding is at home at that of its training."),
                 io.Boolean.Input(
                     "adapted", default=False, tooltip="Also adapt the embedding to each prompt and seed (slow)."
                 ),
-                *pass_inputs(),
+                *pass_inputs(
+                    "Pictures in one pass; fewer need less memory.", "Noise levels of all pictures, as in KSampler."
+                ),
                 io.Conditioning.Input("text_negative", optional=True, tooltip="Optional. A prompt to compare."),
                 Embedding.Input("embedding", optional=True, tooltip="Optional. A learned negative to compare."),
-                solver_input(optional=True),
+                solver_input(f"Of all pictures, as in KSampler. {SOLVER_TIP}", optional=True),
             ],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="A row per prompt and seed, a column per negative."),
@@ -69,10 +71,6 @@ class CompareNegatives(io.ComfyNode):
                 io.String.Output(display_name="report", tooltip="All scores, win rates and settings as JSON."),
             ],
         )
-
-    @classmethod
-    def validate_inputs(cls, scheduler: str, solver: str | None = None) -> bool | str:
-        return wrong_choice(scheduler, solver) or True
 
     @classmethod
     def execute(
@@ -89,7 +87,9 @@ class CompareNegatives(io.ComfyNode):
         embedding: NegativeEmbedding | None = None,
         **options: Any,
     ) -> io.NodeOutput:
+        say("loading the model", cls.hidden.unique_id)
         require_plots()
+        require_choices(**options)
         pairs = counted_pairs(prompt_list(prompts, files.NOTHING), seeds, first_seed)
         sampling = sampling_of(options)
         texts = {} if text_negative is None else {TEXT: only_text(text_negative)}
@@ -110,7 +110,7 @@ class CompareNegatives(io.ComfyNode):
                 sampling,
                 keep=Keep(min(SHOWN, len(pairs))),
                 batch_size=options["micro_batch"],
-                progress=StagedProgress().update,
+                progress=Counter(cls.hidden.unique_id).update,
             )
         text = "\n".join(filter(None, [win_rates(result), elsewhere(embedding, sampling)]))
         say(text, cls.hidden.unique_id)
@@ -129,16 +129,6 @@ def counted_pairs(prompts: list[str], each: int, first: int) -> Pairs:
     """``each`` pictures per prompt; every picture has a seed of its own, counting on from ``first``."""
     rows = range(first, first + each * len(prompts), each)
     return Pairs(tuple(prompts), tuple(tuple(range(start, start + each)) for start in rows))
-
-
-class StagedProgress:
-    """The node's bar, started anew for each stage."""
-
-    def __init__(self) -> None:
-        self._bars: dict[str, Progress] = {}
-
-    def update(self, stage: str, done: int, total: int) -> None:
-        self._bars.setdefault(stage, Progress(total)).update(done)
 
 
 def win_rates(result: Evaluation) -> str:

@@ -8,16 +8,20 @@ from comfy_api.latest import io
 from reneg_core.embedding import FAMILIES, NegativeEmbedding, describe_family, load_embedding
 
 from .host import files
-from .host.feedback import say
+from .host.feedback import DownloadWatch, say
 from .host.schedules import learned_for
 from .host.text import embedding_from, encode, family_of, require_fit
 from .layout import HostConditioning, to_host
-from .schema import Embedding, schema
+from .schema import Embedding, download_input, schema
 
 STRENGTH = {"default": 1.0, "min": 0.0, "max": 3.0, "step": 0.05}
 CLIP_TIP = (
     "Optional. The model's text encoder: checks that the embedding fits, adds what the model needs beside the tokens "
     "(SDXL's pooled vector), and is needed for a strength other than 1."
+)
+
+BLEND_CLIP_TIP = (
+    "Optional. The model's text encoder: checks that the mixture fits and adds what the model needs beside the tokens."
 )
 
 
@@ -74,6 +78,7 @@ class LoadEmbedding(io.ComfyNode):
                     "neutral). Above 1 exaggerates. Other values than 1 need CLIP.",
                 ),
                 io.Clip.Input("clip", optional=True, tooltip=CLIP_TIP),
+                download_input("A published embedding that is not installed", "models/reneg"),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="negative", tooltip="For the negative input of any sampler."),
@@ -86,11 +91,11 @@ class LoadEmbedding(io.ComfyNode):
         try:
             files.embedding_path(embedding_name)
         except (ValueError, OSError) as error:
-            return str(error)
+            return files.is_published(embedding_name) or str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, embedding_name: str, strength: float = 1.0, clip: Any = None) -> str:
+    def fingerprint_inputs(cls, embedding_name: str, strength: float = 1.0, **others: Any) -> str:
         try:
             status = files.embedding_path(embedding_name).stat()
         except (ValueError, OSError):
@@ -98,8 +103,10 @@ class LoadEmbedding(io.ComfyNode):
         return f"{embedding_name} {status.st_mtime_ns} {status.st_size} {strength}"
 
     @classmethod
-    def execute(cls, embedding_name: str, strength: float, clip: Any = None) -> io.NodeOutput:
-        embedding = load_embedding(files.embedding_path(embedding_name))
+    def execute(cls, embedding_name: str, strength: float, clip: Any = None, download: bool = False) -> io.NodeOutput:
+        told = DownloadWatch(cls.hidden.unique_id).told
+        path = files.download_embedding(embedding_name, told) if download else files.embedding_path(embedding_name)
+        embedding = load_embedding(path)
         if clip is not None:
             embedding = _adopt_family(embedding, family_of(clip))
         text = describe(embedding)
@@ -146,9 +153,7 @@ class SaveEmbedding(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename: str, layout: str) -> bool | str:
-        if layout not in ("reneg", "ltx"):
-            return f"Got layout {layout!r}, expected reneg or ltx."
+    def validate_inputs(cls, filename: str) -> bool | str:
         if filename is not None:
             try:
                 files.new_name(filename)
@@ -158,6 +163,8 @@ class SaveEmbedding(io.ComfyNode):
 
     @classmethod
     def execute(cls, embedding: NegativeEmbedding, filename: str, layout: str) -> io.NodeOutput:
+        if layout not in ("reneg", "ltx"):
+            raise ValueError(f"Got layout {layout!r}, expected reneg or ltx.")
         path = embedding.save(files.new_file(filename), layout=layout)
         name = files.listed_name(path)
         say(f"saved as {name}", cls.hidden.unique_id)
@@ -185,7 +192,7 @@ class BlendEmbeddings(io.ComfyNode):
                     step=0.05,
                     tooltip="Share of the second embedding; 0 is the first alone, 1 the second alone.",
                 ),
-                io.Clip.Input("clip", optional=True, tooltip=CLIP_TIP),
+                io.Clip.Input("clip", optional=True, tooltip=BLEND_CLIP_TIP),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="negative", tooltip="For the negative input of any sampler."),

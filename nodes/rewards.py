@@ -1,6 +1,7 @@
 """Nodes that load, mix and apply reward models."""
 
 import json
+import math
 from typing import Any
 
 import torch
@@ -13,11 +14,10 @@ from reneg_core.rewards import ScoreDetails, available_rewards
 from reneg_core.rewards.precision import PRECISIONS
 
 from .host import files, rewards
-from .host.feedback import say
+from .host.feedback import DownloadWatch, say
 from .host.rewards import HostReward
 from .layout import image_to_pil, pil_to_image, to_bchw
-from .sampling import not_in
-from .schema import Reward, advanced, schema
+from .schema import Reward, advanced, download_input, not_in, schema
 
 AUTOMATIC = "automatic"
 LEAST_WIDTH = 128
@@ -35,7 +35,7 @@ class LoadReward(io.ComfyNode):
             display_name="Load Reward Model",
             search_aliases=["ImageReward", "HPSv2", "PickScore", "CLIPScore", "aesthetic score", "preference model"],
             description="Loads a reward model that scores pictures. Weights come from models/reward_models; nothing is "
-            "downloaded.",
+            "downloaded unless you switch it on.",
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Combo.Input("reward_name", options=names, default=names[0], tooltip=_summaries()),
@@ -53,32 +53,36 @@ class LoadReward(io.ComfyNode):
                     default="fp32",
                     tooltip="fp32 gives the published numbers; bf16 and fp16 halve the memory.",
                 ),
+                download_input("What is missing", "models/reward_models"),
             ],
             outputs=[Reward.Output(display_name="reward", tooltip="For Reward Score, Combine Rewards and training.")],
         )
 
     @classmethod
-    def validate_inputs(cls, reward_name: str, weights: str, precision: str) -> bool | str:
-        wrong = not_in("reward_name", reward_name, list(available_rewards())) or not_in(
-            "precision", precision, list(PRECISIONS)
-        )
-        if not wrong and weights not in (None, AUTOMATIC):
+    def validate_inputs(cls, weights: str) -> bool | str:
+        if weights not in (None, AUTOMATIC):
             try:
                 files.reward_weights(weights)
             except (ValueError, OSError) as error:
                 return str(error)
-        return wrong or True
+        return True
 
     @classmethod
-    def execute(cls, reward_name: str, weights: str, precision: str) -> io.NodeOutput:
+    def execute(cls, reward_name: str, weights: str, precision: str, download: bool = False) -> io.NodeOutput:
+        wrong = not_in("precision", precision, list(PRECISIONS))
+        if wrong:
+            raise ValueError(wrong)
         path = None if weights == AUTOMATIC else files.reward_weights(weights)
-        reward = rewards.load(reward_name, path, PRECISIONS[precision])
+        told = DownloadWatch(cls.hidden.unique_id).told if download else None
+        reward = rewards.load(reward_name, path, PRECISIONS[precision], told)
         say(reward.name, cls.hidden.unique_id)
         return io.NodeOutput(reward)
 
 
 def _summaries() -> str:
-    return "\n".join(f"{name}: {info.summary}" for name, info in available_rewards().items())
+    there = {True: " (installed)", False: " (not installed)"}
+    lines = [f"{name}: {info.summary}{there[rewards.installed(name)]}" for name, info in available_rewards().items()]
+    return "\n".join(lines)
 
 
 class CombineRewards(io.ComfyNode):
@@ -195,6 +199,8 @@ class RewardScore(io.ComfyNode):
         latents: dict[str, Any] | None = None,
         masks: Tensor | None = None,
     ) -> io.NodeOutput:
+        if not math.isfinite(threshold):
+            raise ValueError(f"threshold: got {threshold}, expected a finite number.")
         prompts = prompts_of(prompt, one_prompt_per_line, len(images))
         details = score(reward, images, prompts)
         values = details.scores.tolist()
@@ -204,7 +210,11 @@ class RewardScore(io.ComfyNode):
         say(text, cls.hidden.unique_id)
         labelled = torch.cat([labelled_image(images[i], f"#{n + 1}  {values[i]:.4f}") for n, i in enumerate(order)])
         report = json.dumps(report_of(reward.name, details, order, chosen, prompts), ensure_ascii=False)
-        picked = (pick(images, chosen), pick_latents(latents, chosen, len(images)), pick(masks, chosen))
+        picked = (
+            pick(images, chosen),
+            pick_latents(latents, chosen, len(images)),
+            pick_masks(masks, chosen, len(images)),
+        )
         return io.NodeOutput(*picked, images[order], labelled, values, max(values), report, ui={"text": (text,)})
 
 
@@ -232,16 +242,21 @@ def score(reward: HostReward, images: Tensor, prompts: list[str]) -> ScoreDetail
 
 
 def pick(batch: Tensor | None, rows: list[int]) -> Any:
-    """Rows of a batch; what depends on an empty selection does not run."""
-    if batch is None:
-        return None
-    return batch[rows] if rows else blocker()
+    """Rows of a batch; what depends on an empty selection, or on a batch that was not given, does not run."""
+    return batch[rows] if batch is not None and rows else blocker()
+
+
+def pick_masks(masks: Tensor | None, rows: list[int], count: int) -> Any:
+    """Rows of a MASK, of which one may be for all pictures."""
+    if masks is not None and len(masks) not in (1, count):
+        raise ValueError(f"masks: got {len(masks)} for {count} pictures, expected as many, or one for all.")
+    return pick(masks if masks is None or len(masks) == count else masks.expand(count, *masks.shape[1:]), rows)
 
 
 def pick_latents(latents: dict[str, Any] | None, rows: list[int], count: int) -> Any:
     """Rows of a LATENT, with its noise mask and batch index."""
     if latents is None:
-        return None
+        return blocker()
     if len(latents["samples"]) != count:
         raise ValueError(f"Got {len(latents['samples'])} latents for {count} pictures, expected as many.")
     if not rows:

@@ -12,6 +12,7 @@ from reneg_core.model import Conditioning
 
 from .host import sampling
 from .host.feedback import say
+from .inputs import require_choices
 from .layout import HostConditioning, from_host, to_host
 from .schema import Embedding, advanced, not_in, schema
 
@@ -158,6 +159,8 @@ def prepare(
     negative: HostConditioning | None = None,
 ) -> tuple[Any, HostConditioning]:
     """The model patched for the guidance, and the negative CONDITIONING."""
+    if not math.isfinite(cfg):
+        raise ValueError(f"cfg: got {cfg}, expected a finite number.")
     warn_without_effect(cfg, node_id)
     patched = sampling.guided(model, Guidance(cfg, guidance_start, guidance_end, rescale))
     return patched, negative_of(embedding, positive, negative, strength)
@@ -205,12 +208,8 @@ class CFGSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, sampler_name: str, scheduler: str) -> bool | str:
-        return (
-            not_in("sampler_name", sampler_name, sampling.sampler_names())
-            or not_in("scheduler", scheduler, sampling.scheduler_names())
-            or True
-        )
+    def validate_inputs(cls, sampler_name: str) -> bool | str:
+        return not_in("sampler_name", sampler_name, sampling.sampler_names()) or True
 
     @classmethod
     def execute(
@@ -227,6 +226,7 @@ class CFGSampler(io.ComfyNode):
         denoise: float,
         **extras: Any,
     ) -> io.NodeOutput:
+        require_choices(scheduler=scheduler)
         patched, negative = prepare(cls.hidden.unique_id, model, positive, embedding, cfg, **extras)
         latent = sampling.sample(
             patched,

@@ -9,6 +9,7 @@ from .host import probing
 CATEGORY = "ReNeg"
 Embedding = io.Custom("RENEG_EMBEDDING")
 Reward = io.Custom("RENEG_REWARD")
+Settings = io.Custom("RENEG_TRAINING_SETTINGS")
 
 
 def schema(**values: Any) -> io.Schema:
@@ -22,6 +23,16 @@ def advanced(kind: type, *args: Any, **options: Any) -> io.Input:
     if probing.folds_inputs(kind):
         options["advanced"] = True
     return kind.Input(*args, **options)
+
+
+def download_input(what: str, folder: str) -> io.Input:
+    """A switch that allows a download."""
+    return io.Boolean.Input(
+        "download",
+        optional=True,
+        default=False,
+        tooltip=f"{what} is downloaded from its published address into {folder} and checked. Off: nothing is.",
+    )
 
 
 def not_in(name: str, value: str | None, allowed: list[str]) -> str:

@@ -1,11 +1,12 @@
 """The nodes' inputs as the core's settings: the one place that reads them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from reneg_core.guidance import Guidance
 from reneg_core.sampling import Jitter, Sampling, Size
-from reneg_core.training.config import RolloutConfig
+from reneg_core.training.config import ConfigError, RolloutConfig
 
 from .host.feedback import Passing
 from .host.model import HostModel
@@ -35,11 +36,11 @@ def sampling_of(options: Mapping[str, Any]) -> Sampling:
 
 
 def rollout_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The node's inputs under the names of the core's configurations."""
+    """The node's inputs under the names of the core's configurations; a preset may say ``window`` itself."""
     rest = {name: value for name, value in options.items() if name not in READ}
     sampling, last = sampling_of(options), options.get("last_steps", 0)
     window = (max(0, sampling.steps - last), sampling.steps) if last else None
-    return {**rest, "sampling": sampling, "window": window}
+    return {"window": window, **rest, "sampling": sampling}
 
 
 def jitter_of(options: Mapping[str, Any]) -> Jitter:
@@ -59,6 +60,26 @@ def jitter_of(options: Mapping[str, Any]) -> Jitter:
         spacing=tuple(dict.fromkeys([base.spacing, "trailing", "karras"])),
         guidance_scale=tuple(1 + factor * (scale - 1) for factor in FACTORS),
     )
+
+
+OWN_NAMES = {
+    "sampling.guidance_scale": "cfg",
+    "sampling.steps": "sampling_steps",
+    "of the window": "that last_steps says (0: a third of sampling_steps)",
+    "window: ": "last_steps: ",
+}
+
+
+@contextmanager
+def in_own_names() -> Iterator[None]:
+    """Faults of a configuration under the names that the inputs have."""
+    try:
+        yield
+    except ConfigError as error:
+        text = str(error)
+        for name, own in OWN_NAMES.items():
+            text = text.replace(name, own)
+        raise ValueError(text) from error
 
 
 def host_model(

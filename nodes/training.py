@@ -1,37 +1,45 @@
-"""Nodes that train a negative embedding through the host's own model."""
+"""The training node and the node of its settings."""
 
-import json
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 
-from reneg_core.embedding import NegativeEmbedding
-from reneg_core.training import AdaptConfig, Session, TrainConfig, Trainer, adapt, split_prompts
-
 from .host import files
-from .host.feedback import Progress, say
-from .host.model import HostModel
 from .host.rewards import HostReward
-from .host.schedules import learned_for
-from .host.stopping import StopButton
-from .host.text import embedding_from, encode
-from .inputs import model_inputs, prompt_list, reach_inputs, rollout_inputs, vary_input, wrong_choice
-from .layout import pil_to_image, suited, to_bhwc, to_host
-from .schema import Embedding, Reward, advanced, schema
-from .settings import check_levels, host_model, jitter_of, rollout_settings
-from .watching import NodeObserver, load_records, require_plots, seed_of
+from .inputs import (
+    judging_inputs,
+    model_inputs,
+    optional_inputs,
+    prompt_file_input,
+    reach_inputs,
+    require_choices,
+    rollout_inputs,
+    vary_input,
+    with_defaults,
+)
+from .presets import OWN, PRESETS, QUICK, RECIPES, limit_of, settings_for
+from .running import Task, train
+from .runs import CONTINUE, EXISTING, SERVED, state_of
+from .schema import Embedding, Settings, not_in, schema
+
+PRESET_TIP = (
+    "quick: at most an hour, on a card of 8 GB too. fast: the finished picture decides, most gain for its time. paper: "
+    "4000 steps of 64 pictures, days. from settings: as the Training Settings node says."
+)
+EXISTING_TIP = (
+    "continue: goes on where the run of that name stopped; with other prompts or settings a new number is taken. new "
+    "numbered run: always another one. start over: what was there keeps a number. An unchanged, finished run is not "
+    "done again."
+)
 
 
-class TrainEmbedding(io.ComfyNode):
+class Train(io.ComfyNode):
     """One negative for all prompts."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
-            node_id="ReNegTrainEmbedding",
+            node_id="ReNegTrain",
             display_name="Train Negative Embedding",
             search_aliases=["learn negative", "train textual inversion", "negative prompt"],
             description="Learns a negative embedding for this model by raising a reward (ReNeg, arXiv 2412.19637). "
@@ -41,103 +49,44 @@ class TrainEmbedding(io.ComfyNode):
             inputs=[
                 *model_inputs(),
                 io.String.Input("prompts", multiline=True, default="", tooltip="Training prompts, one per line."),
-                io.Combo.Input(
-                    "prompt_file",
-                    options=files.prompt_files(),
-                    default=files.NOTHING,
-                    tooltip="A .txt in ComfyUI's input folder, one prompt per line, instead of the text.",
+                io.Combo.Input("preset", options=PRESETS, default=QUICK, tooltip=PRESET_TIP),
+                io.Int.Input(
+                    "steps", default=0, min=0, max=1000000, tooltip="Optimizer steps in all; 0 is the preset's number."
                 ),
-                io.String.Input(
-                    "run_name",
-                    default="my_negative",
-                    tooltip="Folder in output/reneg. The same name with the same settings goes on where it stopped.",
+                io.Int.Input(
+                    "size",
+                    default=512,
+                    min=16,
+                    max=4096,
+                    step=8,
+                    tooltip="Side of the square training pictures in pixels: 512 for SD 1.5, 1024 for SDXL.",
                 ),
-                io.Int.Input("steps", default=4000, min=1, max=1000000, tooltip="Optimizer steps (paper: 4000)."),
-                io.Int.Input("batch_size", default=64, min=1, max=4096, tooltip="Pictures per step (paper: 64)."),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=2**53 - 1,
-                    tooltip="Seed of prompts and noise. A run that goes on keeps its own.",
-                ),
-                *rollout_inputs(5e-3, 1),
-                advanced(
-                    io.Int,
-                    "validate_every",
-                    default=50,
-                    min=1,
-                    max=100000,
-                    tooltip="Steps between validations; each draws the preview and decides what is kept.",
-                ),
-                advanced(io.Int, "validation_pairs", default=16, min=1, max=4096, tooltip="Pictures in a validation."),
-                advanced(
-                    io.Int,
-                    "patience",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    tooltip="Stop after so many validations without a new best; 0 never stops early.",
-                ),
-                advanced(
-                    io.Float,
-                    "norm_limit",
-                    default=0.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.05,
-                    tooltip="How far a token may move, in units of the start's mean token length; 0 is off.",
-                ),
-                io.Conditioning.Input(
-                    "start",
-                    optional=True,
-                    tooltip="Optional. The negative prompt to start from; without it, the empty prompt.",
-                ),
-                Reward.Input(
-                    "watched_reward",
-                    optional=True,
-                    tooltip="Optional. A second reward that is only measured, to notice reward hacking.",
+                    control_after_generate=False,
+                    tooltip="Seed of prompts and noise. It stays as it is; another one is another run.",
                 ),
                 io.String.Input(
-                    "validation_prompts",
-                    optional=True,
-                    multiline=True,
-                    default="",
-                    tooltip="Optional. One per line; without them every tenth prompt is kept aside.",
+                    "run_name", default="my_negative", tooltip="Folder in output/reneg, where the result is written."
                 ),
-                *reach_inputs(),
-                vary_input(),
+                io.Combo.Input("existing_run", options=EXISTING, default=CONTINUE, tooltip=EXISTING_TIP),
+                Settings.Input(
+                    "settings", optional=True, tooltip=f"Optional. From Training Settings, for the preset {OWN!r}."
+                ),
             ],
-            outputs=[
-                io.Conditioning.Output(display_name="negative", tooltip="For the negative input of any sampler."),
-                Embedding.Output(display_name="embedding", tooltip="The best embedding; also saved in output/reneg."),
-                io.Image.Output(display_name="curve", tooltip="The reward over the steps."),
-                io.Image.Output(display_name="before_after", tooltip="Validation pictures of the start and of now."),
-                io.String.Output(display_name="report", tooltip="What was trained, as JSON."),
-            ],
+            outputs=training_outputs(),
         )
 
     @classmethod
-    def validate_inputs(
-        cls, prompt_file: str, run_name: str, scheduler: str, solver: str, vary: str | None = None
-    ) -> bool | str:
-        try:
-            if prompt_file not in (None, files.NOTHING):
-                files.prompt_path(prompt_file)
-            if run_name is not None:
-                files.run_folder(run_name)
-        except (ValueError, OSError) as error:
-            return str(error)
-        return wrong_choice(scheduler, solver, vary) or True
+    def validate_inputs(cls, run_name: str) -> bool | str:
+        return refused_name(run_name) or True
 
     @classmethod
     def fingerprint_inputs(cls, run_name: str, **others: Any) -> str:
-        """A run that was stopped or removed is not served from the host's cache; one that stands where it stood is."""
-        try:
-            newest = max((files.run_folder(run_name) / "checkpoints").glob("step-*.safetensors"), default=None)
-        except (ValueError, OSError, TypeError):
-            newest = None
-        return f"{run_name} {newest.name}" if newest else str(run_name)
+        return fingerprint(run_name)
 
     @classmethod
     def execute(
@@ -147,174 +96,95 @@ class TrainEmbedding(io.ComfyNode):
         vae: Any,
         reward: HostReward,
         prompts: str,
-        prompt_file: str,
+        preset: str,
         run_name: str,
-        start: list | None = None,
-        watched_reward: HostReward | None = None,
-        validation_prompts: str = "",
-        **options: Any,
+        existing_run: str,
+        settings: dict[str, Any] | None = None,
+        **numbers: int,
     ) -> io.NodeOutput:
-        require_plots()
-        texts = split_prompts(prompt_list(prompts, prompt_file), prompt_list(validation_prompts, files.NOTHING))
-        folder, button = files.run_folder(run_name), StopButton()
-        options["seed"] = seed_of(folder, options["seed"])
-        observer = NodeObserver(options["steps"], button, cls.hidden.unique_id, folder)
-        with torch.inference_mode(False), button:
-            host = host_model(model, clip, vae, joined(reward, watched_reward), options, button.leaving)
-            config = TrainConfig(
-                **rollout_settings(options),
-                jitter=jitter_of(options),
-                checkpoint_every=options["validate_every"],
-                init=written_start(start, host, folder),
-            )
-            check_levels(host, config.sampling, config.jitter)
-            watch = watched_reward and watched_reward.reward
-            session = Session(observer, button.asked, resume=True, say=lambda text: say(text, cls.hidden.unique_id))
-            result = Trainer(host, reward.reward, texts, config, folder, watch=watch, session=session).run()
-        observer.finish(result.steps)
-        say(outcome(result), cls.hidden.unique_id)
-        return io.NodeOutput(*training_outputs(result, clip, observer))
+        wrong = not_in("preset", preset, PRESETS) or not_in("existing_run", existing_run, EXISTING)
+        if wrong:
+            raise ValueError(wrong)
+        options, limit = settings_for(preset, settings, **numbers), limit_of(preset)
+        parts = (model, clip, vae, reward, prompts, options, run_name)
+        return train(Task(*parts, existing_run, limit, cls.hidden.unique_id))
 
 
-def joined(reward: HostReward, watched: HostReward | None) -> HostReward:
-    """The networks of both rewards, each once."""
-    extra = watched.patchers if watched else ()
-    return replace(reward, patchers=tuple(dict.fromkeys([*reward.patchers, *extra])))
+def training_outputs() -> list[io.Output]:
+    """What a training hands on."""
+    return [
+        io.Conditioning.Output(display_name="negative", tooltip="For the negative input of any sampler."),
+        Embedding.Output(display_name="embedding", tooltip="The best embedding; also saved in output/reneg."),
+        io.Image.Output(display_name="curve", tooltip="The reward over the steps."),
+        io.Image.Output(display_name="before_after", tooltip="Validation pictures of the start and of now."),
+        io.String.Output(display_name="report", tooltip="What was trained, as JSON."),
+    ]
 
 
-def written_start(start: list | None, host: HostModel, folder: Path) -> str:
-    """A start embedding as the file that the core's configuration names; the empty prompt without one."""
-    if start is None:
-        return ""
-    path = folder / "start.safetensors"
-    suited(embedding_from(start, host.family), host.encode([""])).save(path, overwrite=True)
-    return str(path)
+def refused_name(run_name: str | None) -> str:
+    """A message for a name that leaves the folder, else the empty string. (The host repeats a message for every input
+    that a node's check names: so it names one, and choices are checked before the work begins.)"""
+    try:
+        if run_name is not None:
+            files.run_folder(run_name)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""
 
 
-def outcome(result: Any) -> str:
-    """One line for the node."""
-    name = files.listed_name(result.directory / "negative.safetensors")
-    if result.best_reward is None:
-        return f"stopped before the first validation; {name} is the start"
-    return (
-        f"{result.reason} at step {result.steps}: reward {result.start_reward:.4f} to {result.best_reward:.4f} "
-        f"(step {result.best_step}), saved as {name}\n{learned_for(result.embedding)}"
-    )
+def fingerprint(run_name: str) -> str:
+    """What the host compares to know whether a training has to be done again."""
+    try:
+        return SERVED.fingerprint(run_name, state_of(files.run_folder(run_name)))
+    except (ValueError, OSError, TypeError):
+        return str(run_name)
 
 
-def training_outputs(result: Any, clip: Any, observer: NodeObserver) -> tuple[Any, ...]:
-    """What the node hands on: conditioning, embedding, curve, pictures, report."""
-    from reneg_core.evaluation import learning_curve
-
-    extra = encode(clip, "")[1]
-    records = load_records(result.directory)
-    curve = pil_to_image(learning_curve(records)) if records else torch.ones(1, 64, 64, 3)
-    pairs = [t for t in (observer.first, observer.last) if t is not None]
-    pictures = to_bhwc(torch.cat(pairs)) if pairs else torch.ones(1, 64, 64, 3)
-    report = {
-        "reason": result.reason,
-        "steps": result.steps,
-        "best_step": result.best_step,
-        "start_reward": result.start_reward,
-        "best_reward": result.best_reward,
-        "file": files.listed_name(result.directory / "negative.safetensors"),
-        "sampling": result.embedding.provenance.sampling,
-        "training": result.embedding.provenance.notes["training"],
-    }
-    return to_host(result.embedding, extra), result.embedding, curve, pictures, json.dumps(report)
-
-
-class AdaptEmbedding(io.ComfyNode):
-    """A negative of its own for each prompt and seed."""
+class TrainingSettings(io.ComfyNode):
+    """Everything that most trainings leave as it is."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        inputs = [
+            io.Int.Input("batch_size", min=1, max=4096, tooltip="Pictures per step (paper: 64)."),
+            *rollout_inputs(5e-3, 1),
+            *judging_inputs(),
+            *reach_inputs(optional=False),
+            vary_input(optional=False),
+            prompt_file_input(),
+            *optional_inputs(),
+        ]
         return schema(
-            node_id="ReNegAdaptEmbedding",
-            display_name="Adapt Negative Embedding",
-            search_aliases=["per-sample negative", "optimise one picture"],
-            description="Improves a negative embedding for one prompt and seed, in at most a few steps (ReNeg's "
-            "per-sample negatives). The picture never ends with a lower reward than it began.",
-            is_output_node=True,
-            hidden=[io.Hidden.unique_id],
-            inputs=[
-                *model_inputs(),
-                Embedding.Input("embedding", tooltip="The embedding to start from."),
-                io.String.Input("prompt", multiline=True, default="", tooltip="The picture's prompt."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**53 - 1,
-                    control_after_generate=True,
-                    tooltip="Seed of the first picture; the next ones count on.",
-                ),
-                io.Int.Input("pictures", default=1, min=1, max=64, tooltip="Pictures, each with its own negative."),
-                io.Int.Input("steps", default=10, min=1, max=1000, tooltip="Most steps per picture (paper: 10)."),
-                io.Int.Input(
-                    "patience",
-                    default=3,
-                    min=1,
-                    max=1000,
-                    tooltip="Steps without improvement after which a picture is done (paper: 3).",
-                ),
-                *rollout_inputs(5e-3, 3),
-                *reach_inputs(),
-            ],
-            outputs=[
-                io.Image.Output(display_name="images", tooltip="The pictures with their adapted negatives."),
-                io.Conditioning.Output(display_name="negative", tooltip="The negative of the best picture."),
-                Embedding.Output(display_name="embedding", tooltip="The embedding of the best picture."),
-                io.Float.Output(display_name="rewards", is_output_list=True, tooltip="After, one per picture."),
-                io.String.Output(display_name="report", tooltip="Rewards before and after, as JSON."),
-            ],
+            node_id="ReNegTrainingSettings",
+            display_name="Training Settings",
+            search_aliases=["training options", "learning rate"],
+            description="Settings for Train Negative Embedding with the preset from settings; as they come they are "
+            "those of the preset quick.",
+            inputs=with_defaults(inputs, RECIPES[QUICK]),
+            outputs=[Settings.Output(display_name="settings", tooltip="For Train Negative Embedding.")],
         )
 
     @classmethod
-    def validate_inputs(cls, scheduler: str, solver: str) -> bool | str:
-        return wrong_choice(scheduler, solver) or True
+    def validate_inputs(cls, prompt_file: str) -> bool | str:
+        try:
+            if prompt_file not in (None, files.NOTHING):
+                files.prompt_path(prompt_file)
+        except (ValueError, OSError) as error:
+            return str(error)
+        return True
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        clip: Any,
-        vae: Any,
-        reward: HostReward,
-        embedding: NegativeEmbedding,
-        prompt: str,
-        seed: int,
-        pictures: int,
-        **options: Any,
-    ) -> io.NodeOutput:
-        seeds, button = [seed + i for i in range(pictures)], StopButton()
-        progress = Progress(pictures)
-        with torch.inference_mode(False), button:
-            config = AdaptConfig(**rollout_settings(options))
-            host = host_model(model, clip, vae, reward, options, button.taken)
-            result = adapt(
-                host,
-                reward.reward,
-                [prompt] * pictures,
-                seeds,
-                suited(embedding, host.encode([""])),
-                config,
-                progress=lambda done: button.update(progress, done),
-                should_stop=button.asked,
-            )
-        best = int(result.rewards.argmax())
-        origin = replace(embedding.provenance, sampling=config.sampling.to_mapping())
-        chosen = replace(result.embedding(best, embedding), provenance=origin)
-        say(f"reward {result.start_rewards.mean():.4f} to {result.rewards.mean():.4f}", cls.hidden.unique_id)
-        report = {
-            "start_rewards": result.start_rewards.tolist(),
-            "rewards": result.rewards.tolist(),
-            "steps": result.steps.tolist(),
-            "seeds": seeds,
-            "best": best,
-        }
-        conditioning = to_host(chosen, encode(clip, "")[1])
-        return io.NodeOutput(to_bhwc(result.images), conditioning, chosen, result.rewards.tolist(), json.dumps(report))
+    def fingerprint_inputs(cls, prompt_file: str, **others: Any) -> str:
+        """A prompt list that was written anew is read anew."""
+        try:
+            return "" if prompt_file == files.NOTHING else str(files.prompt_path(prompt_file).stat().st_mtime_ns)
+        except (ValueError, OSError):
+            return str(prompt_file)
+
+    @classmethod
+    def execute(cls, **settings: Any) -> io.NodeOutput:
+        require_choices(**settings)
+        return io.NodeOutput(settings)
 
 
-NODES = [TrainEmbedding, AdaptEmbedding]
+NODES = [Train, TrainingSettings]

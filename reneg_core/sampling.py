@@ -39,15 +39,17 @@ def guided_denoise(
 ) -> Tensor:
     """Guided x0 ``[B,C,h,w]`` at ``progress`` of the schedule (0 = first step, towards 1 = last).
 
-    One pass where guidance is off; both branches in one batch of 2B, the negative's rows first, where they can be
-    joined; one pass each where their token counts differ or only one has a mask. Errors: ValueError where only one
-    branch has a pooled vector.
+    One pass where guidance is off, and where it acts in the attention; both branches in one batch of 2B, the negative's
+    rows first, where they can be joined; one pass each where their token counts differ or only one has a mask.
+    Errors: ValueError where only one branch has a pooled vector.
     """
     batch = x.shape[0]
     positive, negative = positive.expand(batch), negative.expand(batch)
     if not guidance.active(progress):
         return model.denoise(x, sigma, positive, (Branch.POSITIVE,))
     check_branches(positive, negative)
+    if guidance.attention:
+        return require_attention(model)(x, sigma, positive, negative, guidance.attention)
     if positive.tokens.shape[1] != negative.tokens.shape[1] or (positive.mask is None) != (negative.mask is None):
         x0_negative = model.denoise(x, sigma, negative, (Branch.NEGATIVE,))
         return guidance.combine(model.denoise(x, sigma, positive, (Branch.POSITIVE,)), x0_negative)
@@ -56,6 +58,19 @@ def guided_denoise(
     )
     x0_negative, x0_positive = both.chunk(2)
     return guidance.combine(x0_positive, x0_negative)
+
+
+def require_attention(model: DiffusionModel) -> Callable[..., Tensor]:
+    """The model's pass with attention guidance, ``(x, sigma, positive, negative, strength) -> x0``.
+
+    Errors: ValueError for a model that has none.
+    """
+    if not hasattr(model, "attended"):
+        raise ValueError(
+            f"Got attention guidance for {model.name}, whose attention cannot be guided here; expected a model with "
+            "cross-attention (Stable Diffusion 1, 2, XL). Try a guidance scale above 1 instead."
+        )
+    return model.attended
 
 
 def _twice(sigma: Tensor) -> Tensor:

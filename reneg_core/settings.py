@@ -97,6 +97,8 @@ class Sampling:
         parts.append(f"guidance scale {guidance.scale:g}")
         if (guidance.start, guidance.end) != (0, 1):
             parts.append(f"guidance from {guidance.start:g} to {guidance.end:g}")
+        if guidance.attention:
+            parts.append(f"attention guidance {guidance.attention:g}")
         if guidance.rescale:
             parts.append(f"rescale {guidance.rescale:g}")
         if size.width or size.height:

@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 from .probing import running_server
 
-PREVIEW_SIDE = 512
+PREVIEW_SIDE = 1024
 PREVIEW_SECONDS = 0.5
 Passing = Callable[[], AbstractContextManager[None]]
 """A context around every use of a network of the host: it decides what the stop button does meanwhile."""
@@ -28,6 +28,23 @@ def stoppable() -> Iterator[None]:
     """Around operations of the host: the stop button raises the host's own interruption, on every version."""
     comfy.model_management.throw_exception_if_processing_interrupted()
     yield
+
+
+class DownloadWatch:
+    """Shows a download on its node. Raises the host's interruption if the user pressed stop; what came is kept."""
+
+    def __init__(self, node_id: str | None) -> None:
+        self.node_id, self._bars, self._spoken = node_id, {}, 0.0
+
+    def told(self, name: str, done: int, total: int) -> None:
+        """So many bytes of a file have come, of so many in all (0: the server does not say)."""
+        if name not in self._bars:
+            self._bars[name] = Progress(max(total, 1))
+        self._bars[name].update(min(done, max(total, 1)))
+        if done == total or time.monotonic() - self._spoken >= PREVIEW_SECONDS:
+            self._spoken = time.monotonic()
+            whole = f" of {total / 1e6:,.0f}" if total else ""
+            say(f"downloading {name}: {done / 1e6:,.0f}{whole} MB", self.node_id)
 
 
 class Progress:

@@ -6,14 +6,21 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
 
+from reneg_core.fetching import Told, fetch
+from reneg_core.rewards import published
+from reneg_core.rewards.published import PublishedFile, size_text
+
 EMBEDDINGS = "reneg"
 REWARDS = "reward_models"
 EMBEDDING_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
 REWARD_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
 NOTHING = "none"
+ABSENT = " (not installed)"
+PUBLISHED = {file.name: file for file in published.EMBEDDINGS}
+OF_A_RUN = {"shown.safetensors", "start.safetensors"}
+"""What a training keeps beside its results, in folders where embeddings are looked for."""
 DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\s*(\.|$)", re.IGNORECASE)
 LONGEST = 200
-PUBLISHED = "The published embeddings are at https://huggingface.co/XiaominDLUT/ReNeg"
 
 
 def register_folders() -> None:
@@ -35,28 +42,61 @@ def output_root() -> Path:
 
 
 def embedding_names() -> list[str]:
-    """Embedding files the user can choose, without the training runs' checkpoints; ``["none"]`` if there is none."""
-    names = [name for name in folder_paths.get_filename_list(EMBEDDINGS) if "checkpoints" not in Path(name).parts]
-    return names or [NOTHING]
+    """Embedding files the user can choose: of a training run its result alone; then the published ones that are not
+    there."""
+    names = {name for name in folder_paths.get_filename_list(EMBEDDINGS) if _is_result(Path(name)) and _stays(name)}
+    results = [Path(name) for name in names if Path(name).name == "negative.safetensors"]
+    best = {str(path.with_name("best.safetensors")) for path in results}
+    there = {Path(name).name for name in names}
+    return [*sorted(names - best), *(name + ABSENT for name in PUBLISHED if name not in there)]
+
+
+def _is_result(name: Path) -> bool:
+    return "checkpoints" not in name.parts and name.name not in OF_A_RUN
+
+
+def _stays(name: str) -> bool:
+    """Whether a listed embedding is a file of its folder, and no link to elsewhere, which would be refused."""
+    places = [(Path(root), Path(root) / name) for root in folder_paths.get_folder_paths(EMBEDDINGS)]
+    return any(path.resolve().is_relative_to(root.resolve()) for root, path in places if path.is_file())
 
 
 def embedding_path(name: str) -> Path:
     """The file behind a name of :func:`embedding_names`; ValueError or FileNotFoundError otherwise."""
-    if name == NOTHING:
-        raise FileNotFoundError(
-            f"There is no embedding file yet. {PUBLISHED}: put one into "
-            f"{folder_paths.get_folder_paths(EMBEDDINGS)[0]}, or train one, then refresh."
-        )
-    relative = safe_name(name.replace(os.sep, "/"))
+    relative = safe_name(name.removesuffix(ABSENT).replace(os.sep, "/"))
     for root in folder_paths.get_folder_paths(EMBEDDINGS):
         path = Path(root) / relative
         if path.is_file() and path.suffix in EMBEDDING_SUFFIXES:
             return _inside(path, Path(root), name)
-    folder, listed = folder_paths.get_folder_paths(EMBEDDINGS)[0], ", ".join(embedding_names()[:5])
+    folder, file = folder_paths.get_folder_paths(EMBEDDINGS)[0], PUBLISHED.get(str(relative))
+    if file:
+        raise FileNotFoundError(
+            f"{file.name} is not in {folder}. It is published at {file.address}{size_text(file.size)}: put it there, "
+            "or switch download on."
+        )
+    installed = ", ".join(entry for entry in embedding_names() if not entry.endswith(ABSENT)) or "nothing"
     raise FileNotFoundError(
-        f"No file {name!r} in {folder}; there is {listed}. {PUBLISHED}: put it there, or choose another, then refresh "
-        "the page's lists."
+        f"No file {str(relative)!r} in {folder}; there is {installed:.300}. Published: {', '.join(PUBLISHED)} at "
+        f"{published.RENEG_PAGE}. Put it there, choose another, or train one, then refresh the page's lists."
     )
+
+
+def is_published(name: str) -> bool:
+    """Whether a name is that of a published embedding, which can be downloaded."""
+    return name.removesuffix(ABSENT) in PUBLISHED
+
+
+def download_embedding(name: str, told: Told) -> Path:
+    """A published embedding from its own address into the first folder of embeddings; any other is only looked for."""
+    try:
+        return embedding_path(name)
+    except FileNotFoundError:
+        if not is_published(name):
+            raise
+    file: PublishedFile = PUBLISHED[name.removesuffix(ABSENT)]
+    path = Path(folder_paths.get_folder_paths(EMBEDDINGS)[0]) / file.name
+    fetch(file.address, path, sha256=file.sha256, told=told)
+    return path
 
 
 def reward_weight_names() -> list[str]:
@@ -64,7 +104,8 @@ def reward_weight_names() -> list[str]:
     found = set()
     for root in folder_paths.get_folder_paths(REWARDS):
         for entry in Path(root).iterdir() if Path(root).is_dir() else []:
-            if entry.is_dir() or entry.suffix in REWARD_SUFFIXES:
+            inside = entry.resolve().is_relative_to(Path(root).resolve())
+            if inside and (entry.is_dir() or entry.suffix in REWARD_SUFFIXES):
                 found.add(entry.name)
     return sorted(found)
 
@@ -85,7 +126,8 @@ def reward_weights(name: str) -> Path:
 def prompt_files() -> list[str]:
     """``none`` and the text files in the host's input folder."""
     root = Path(folder_paths.get_input_directory())
-    return [NOTHING, *sorted(p.relative_to(root).as_posix() for p in root.rglob("*.txt") if p.is_file())]
+    found = [p for p in root.rglob("*.txt") if p.is_file() and p.resolve().is_relative_to(root.resolve())]
+    return [NOTHING, *sorted(p.relative_to(root).as_posix() for p in found)]
 
 
 def prompt_path(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -11,7 +12,10 @@ import comfy.model_patcher
 import folder_paths
 import torch
 
+from reneg_core.fetching import Told
 from reneg_core.rewards import Reward, RewardMix, available_rewards, load_reward
+from reneg_core.rewards.published import WEIGHTS, PublishedFile
+from reneg_core.rewards.registry import reward_class_of
 from reneg_core.rewards.weights import MissingFile
 
 from .files import REWARDS
@@ -36,10 +40,11 @@ class HostReward:
         return self.reward
 
 
-def load(name: str, weights: Path | None, dtype: torch.dtype) -> HostReward:
+def load(name: str, weights: Path | None, dtype: torch.dtype, told: Told | None = None) -> HostReward:
     """A registered reward by name; the same one again while any graph still holds it.
 
-    weights: a file or folder, None to search the host's reward folders and the hub's cache. Nothing is downloaded.
+    weights: a file or folder, None to search the host's reward folders and the hub's cache; told: told of downloads of
+    what is missing, None allows none.
     Errors: ValueError for an unknown name or the weights of something else, FileNotFoundError naming the missing file,
     its address and where to put it.
     """
@@ -49,11 +54,28 @@ def load(name: str, weights: Path | None, dtype: torch.dtype) -> HostReward:
     found = _loaded.get(key)
     if found is None:
         try:
-            reward = load_reward(name, weights=weights, dtype=dtype, search_dirs=folder_paths.get_folder_paths(REWARDS))
+            places = folder_paths.get_folder_paths(REWARDS)
+            reward = load_reward(name, weights=weights, dtype=dtype, search_dirs=places, download=told or False)
         except MissingFile as error:
-            raise FileNotFoundError(f"{error.plain}, then run again.") from error
+            raise FileNotFoundError(f"{error.plain}, then run again, or switch download on.") from error
         found = _loaded[key] = _managed(reward)
     return found
+
+
+def installed(name: str) -> bool:
+    """Whether a reward's weights seem to be there: files of their own names in the host's folders, not looked into."""
+    roots = [Path(root) for root in folder_paths.get_folder_paths(REWARDS)]
+    places = [(file.place, *file.own_names) for file in _published(name) if file in WEIGHTS]
+    return all(any((root / place).is_file() for root in roots for place in named) for named in places)
+
+
+@cache
+def _published(name: str) -> tuple[PublishedFile, ...]:
+    try:
+        found = reward_class_of(name)
+    except ImportError:  # of a package that somebody else installed
+        return ()
+    return found.published_files or ((found.file,) if hasattr(found, "file") else ())
 
 
 def combine(parts: Sequence[HostReward], weights: Sequence[float], normalise: str) -> HostReward:

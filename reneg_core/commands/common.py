@@ -67,6 +67,7 @@ SAMPLING_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "guidance_start": (finite_number(0, 1), "share of the schedule at which guidance begins, 0 to 1"),
     "guidance_end": (finite_number(0, 1), "share of the schedule at which guidance ends, 0 to 1"),
     "guidance_rescale": (finite_number(0, 1), "give the guided estimate back its spread, 0 (off) to 1"),
+    "guidance_attention": (finite_number(0), "guide inside the cross-attentions, at guidance scale 1; 0 is off"),
     "height": (whole_number(1, MOST), "pixels; the model's own without it"),
     "width": (whole_number(1, MOST), "pixels; the model's own without it"),
     "frames": (whole_number(1, MOST), "of a video; the model's own without it"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..durations import duration
 from ..files import check_folder
 from ..model import DiffusionModel
 from ..rewards import Reward, load_reward
@@ -183,7 +184,7 @@ def report_dry_run(config: RunConfig, job: Job, found: Rehearsal) -> int:
         print(line)
     print(
         f"time:   about {found.step:,.1f} s a step and {found.validation:,.1f} s a validation, "
-        f"{_duration(found.total)} in all without loading (mean of {found.parts} micro-batches of first steps and of "
+        f"{duration(found.total)} in all without loading (mean of {found.parts} micro-batches of first steps and of "
         f"{found.checks} of a validation, timed here and now)"
     )
     print("checked: settings, prompts, weights, start, rewards and their gradient, room in the output folder")
@@ -205,12 +206,6 @@ def memory_lines(config: RunConfig, job: Job) -> list[str]:
         held = ", ".join(f"{card} GB {rows or 'nothing'}" for card, rows in sizes.items())
         lines.append(f"        checkpointing={str(recompute).lower()}: micro_batch at most {held}")
     return lines
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 def report_result(result: TrainResult, directory: Path) -> None:

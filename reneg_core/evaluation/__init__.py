@@ -5,6 +5,7 @@ Arrows point one way: report -> plots, words, pictures -> results -> pairs, stat
 """
 
 from .compare import Keep, Measure, Mode, PartsMeasure, evaluate
+from .live import live_picture
 from .modes import Judges, Rivals, Words, adapt_all, build_modes, compare_rivals, exaggerate, fitted
 from .pairs import Pairs
 from .pictures import grid, to_image
@@ -40,6 +41,7 @@ __all__ = [
     "grid_of",
     "headline",
     "learning_curve",
+    "live_picture",
     "prepare_folder",
     "share",
     "to_image",

@@ -87,6 +87,15 @@ def grid(
     return canvas
 
 
+def resized(image: "Image", side: int) -> "Image":
+    """Bring the longer side to ``side`` pixels; pictures of a few pixels are enlarged without smoothing."""
+    from PIL import Image
+
+    longest = max(image.size)
+    size = tuple(max(1, round(length * side / longest)) for length in image.size)
+    return image.resize(size, Image.Resampling.NEAREST if longest <= side // 3 else Image.Resampling.LANCZOS)
+
+
 def _check_grid(
     rows: Sequence[Sequence[Tensor]],
     row_labels: Sequence[str],

@@ -14,6 +14,7 @@ from .statistics import Estimate, decimals
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+DPI = 120
 COLOURS = ("#7f7f7f", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 
 
@@ -41,6 +42,29 @@ def learning_curve(
         _draw_rate(axes[-1], steps)
     axes[-1].set_xlabel("step", fontsize=10, color=INK)
     figure.align_ylabels()
+    return _rendered(figure)
+
+
+def reward_curve(records: Sequence[Mapping[str, Any]], width: int, height: int) -> "Image":
+    """The rewards of training and validation alone, ``width`` x ``height`` pixels, in large letters; see
+    :func:`learning_curve`."""
+    steps, checks = _series(records, "step"), _series(records, "validation")
+    figure = _figure(width / DPI, height / DPI)
+    axes = figure.subplots()
+    if steps:
+        x, y = _points(steps, "reward")
+        axes.plot(x, smooth(y, max(1, len(y) // 25)), color=COLOURS[6], linewidth=2)
+    x, y = _points(checks, "reward")
+    axes.plot(x, y, color=COLOURS[2], linewidth=4, marker="o", markersize=8)
+    best = max((record for record in checks if record.get("best")), key=lambda r: r["step"], default=None)
+    if best:
+        axes.plot(best["step"], best["reward"], "*", color=COLOURS[5], markersize=26, zorder=5)
+    _dress(axes, "")
+    axes.set_ylabel("reward", fontsize=15, color=INK)
+    axes.set_xlabel("step", fontsize=15, color=INK)
+    axes.tick_params(labelsize=14)
+    axes.locator_params(axis="x", integer=True, nbins=6)
+    axes.locator_params(axis="y", nbins=4)
     return _rendered(figure)
 
 
@@ -225,7 +249,7 @@ def _draw_win(axes: Any, row: int, column: int, rate: Estimate | None) -> None:
 def _figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=120, facecolor="white", layout="constrained")
+    return Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
 
 
 def _dress(axes: Any, label: str) -> None:

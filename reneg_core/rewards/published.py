@@ -1,10 +1,12 @@
-"""The files that rewards are published as: where they are, how they are called, what they are recognised by."""
+"""The files that rewards and ReNeg's embeddings are published as: where they are, how they are called, what they are
+recognised by."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 Shape = tuple[int, ...]
+HUB = "https://huggingface.co"
 
 OPEN_CLIP_PATCHES = "visual.conv1.weight"
 TRANSFORMERS_PATCHES = "vision_model.embeddings.patch_embedding.weight"
@@ -49,7 +51,12 @@ class PublishedFile:
 
     @property
     def page(self) -> str:
-        return self.homepage or f"https://huggingface.co/{self.repository}"
+        return self.homepage or f"{HUB}/{self.repository}"
+
+    @property
+    def address(self) -> str:
+        """The file itself."""
+        return self.url or f"{HUB}/{self.repository}/resolve/main/{self.name}"
 
     @property
     def folder(self) -> str:
@@ -142,3 +149,21 @@ BERT_VOCAB = PublishedFile("vocab.txt", "google-bert/bert-base-uncased", aliases
 CLIP_VOCAB = PublishedFile("vocab.json", "openai/clip-vit-large-patch14", aliases=("clip_vocab.json",))
 CLIP_MERGES = PublishedFile("merges.txt", "openai/clip-vit-large-patch14", aliases=("clip_merges.txt",))
 CLIP_BPE = PublishedFile(PACKED_BPE, "openai/clip-vit-large-patch14")
+
+RENEG_PAGE = "https://github.com/AMD-AIG-AIMA/ReNeg"
+
+
+def _embedding(name: str, size: int, sha256: str) -> PublishedFile:
+    url = f"{RENEG_PAGE}/raw/main/checkpoints/{name}"
+    return PublishedFile(name, size=size, homepage=RENEG_PAGE, url=url, sha256=sha256)
+
+
+EMBEDDINGS = (
+    _embedding("sd1.4_reneg_emb.bin", 237_739, "5c00f225bb7f5f437aba6bf27bbae3cf596dcf39d147bdce69915134913a125c"),
+    _embedding("sd1.5_reneg_emb.bin", 237_739, "3124786328b54bd48e5a8c552d12685978baddbd52f9bb18cbc78451891dba6d"),
+    _embedding("sd2.1_reneg_emb.bin", 316_587, "ed766ee46458683bebe53b4a66abb8b1d5541d38dbcf5fb4d4980264c9d25f11"),
+    _embedding(
+        "pixart-alpha_reneg_emb.bin", 1_966_836, "c70177f76e893ddb94e46e87544b72989425e3d7a5ed04d94702a7290434325d"
+    ),
+)
+"""The embeddings that the paper's authors publish."""

@@ -4,10 +4,12 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from reneg_core import text_file
+from reneg_core.fetching import Told, fetch
 from reneg_core.rewards.checkpoint import SUFFIXES, Checkpoint
 from reneg_core.rewards.published import SHARED_NAMES, WEIGHTS, PublishedFile, size_text
 from reneg_core.rewards.recognition import misfit, open_as, sha256
@@ -30,13 +32,14 @@ class MissingFile(FileNotFoundError):
 class Source:
     """Where a reward's files are.
 
-    weights: file, directory or None; search_dirs: where to look without it; download: permission to fetch; config,
+    weights: file, directory or None; search_dirs: where to look without it; download: permission to fetch, or a
+    function that is told (name, bytes so far, bytes in all) of what is being fetched; config,
     vocab, merges, clip_weights: companions that the caller named, None to look for them.
     """
 
     weights: Path | None = None
     search_dirs: tuple[Path, ...] = ()
-    download: bool = False
+    download: bool | Told = False
     config: Mapping[str, object] | Given = None
     vocab: Given = None
     merges: Given = None
@@ -141,27 +144,33 @@ def read_json(source: Mapping[str, object] | str | os.PathLike) -> dict[str, obj
 
 
 def download(file: PublishedFile, source: Source) -> Path:
-    """Fetch `file` into the first search directory (else the hub's cache) with a progress bar, and check it."""
+    """Fetch `file` into the first search directory (else ~/.cache/reneg), and check it; a part of an earlier download
+    is gone on from. What is there already is not fetched again."""
     directories = source.directories()
-    target = directories[0] / file.folder if directories else None
-    if file.url:
-        return _download_url(file, target or Path.home() / ".cache" / "reneg" / file.folder)
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-
-    digest = get_hf_file_metadata(hf_hub_url(file.repository, file.name)).etag or ""
-    path = Path(hf_hub_download(file.repository, file.name, local_dir=target))
-    verify(path, digest if re.fullmatch("[0-9a-f]{64}", digest) else "")
+    path = (directories[0] if directories else Path.home() / ".cache" / "reneg") / file.place
+    if path.is_file():
+        return path
+    told = source.download if callable(source.download) else None
+    with nullcontext(told) if told else progress_bar() as tell:
+        checked = fetch(file.address, path, sha256=file.sha256, told=tell)
+    if not checked:
+        verify(path)
     return path
 
 
-def _download_url(file: PublishedFile, folder: Path) -> Path:
-    import torch
+@contextmanager
+def progress_bar() -> Iterator[Told]:
+    """A bar on stderr for downloads."""
+    from tqdm import tqdm
 
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / file.name
-    torch.hub.download_url_to_file(file.url, str(path), progress=True)
-    verify(path, file.sha256)
-    return path
+    with tqdm(unit="B", unit_scale=True) as bar:
+
+        def tell(name: str, done: int, total: int) -> None:
+            bar.set_description(name, refresh=False)
+            bar.total = total or None
+            bar.update(done - bar.n)
+
+        yield tell
 
 
 def verify(path: Path, published: str = "") -> str:
@@ -244,5 +253,5 @@ def _missing(file: PublishedFile, source: Source) -> MissingFile:
         else f"give its directory as weights, or name one in the environment variable {SEARCH_VARIABLE}"
     )
     return MissingFile(
-        f"{file.name} not found{looked}{over}. It is published at {file.page}{size_text(file.size)}: {where}"
+        f"{file.name} not found{looked}{over}. It is published at {file.address}{size_text(file.size)}: {where}"
     )

@@ -130,7 +130,7 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
 
     def _policy_step(self, rate: float) -> dict[str, Any]:
         config, step = self.config, self.progress.step
-        rollouts = [Kept.of(self._parts(rows, partial(self._numbered, step))) for rows in config.parts]
+        rollouts = [Kept.of(self._parts("step", rows, partial(self._numbered, step))) for rows in config.parts]
         rewards = self._everyone(rollouts)
         advantages = self._advantages(step, rewards)
         record = Means(("gradient_norm", "ratio_change", "clipped", "kl"))
@@ -163,7 +163,7 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
     def _sums(self, rows: range, work: Callable[[range], list[Tensor]]) -> dict[str, Tensor]:
         """The gradient (float64) by parameter: ``work``'s over all ``rows`` and processes, as a mean of a row's."""
         totals = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in self.learner.parameters.items()}
-        for part in self._parts(rows, work):
+        for part in self._parts("step", rows, work):
             for total, gradient in zip(totals.values(), part, strict=True):
                 total += gradient.detach().cpu().double()
         count = len(rows) * self.scale.value

@@ -161,7 +161,8 @@ class RolloutConfig(ClimbConfig):
 
     def faults(self) -> list[str]:
         found = [*self.below(1, "points"), *self.below(0, "through"), *super().faults()]
-        guided = _guided("sampling.guidance_scale", self.sampling.guidance.scale)
+        guidance = self.sampling.guidance
+        guided = [] if guidance.attention else _guided("sampling.guidance_scale", guidance.scale)
         return found + guided + ([] if guided else self._window_faults(self.sampling))
 
     def _window_faults(self, sampling: Sampling) -> list[str]:
@@ -197,7 +198,10 @@ class TrainConfig(RolloutConfig, LoopConfig):
 
     def _jitter_faults(self) -> list[str]:
         scales = [fault for scale in self.jitter.guidance_scale for fault in _guided("jitter.guidance_scale", scale)]
-        if _guided("", self.sampling.guidance.scale):
+        attention = self.sampling.guidance.attention
+        if attention and self.jitter.guidance_scale:
+            return [*scales, "jitter.guidance_scale: expected none with attention guidance, which is for scale 1."]
+        if not attention and _guided("", self.sampling.guidance.scale):
             return scales
         drawn = (self.sampling.changed(steps=steps) for steps in self.jitter.steps)
         return scales + [f"jitter.steps: {fault}" for one in drawn for fault in self._window_faults(one)]

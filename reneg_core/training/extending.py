@@ -17,14 +17,10 @@ def go_on(progress: Progress, context: Mapping[str, Any], config: LoopConfig) ->
     another number of steps, each step from here on has the rate that it has in a run of that many steps. Steps already
     taken keep theirs, so that the result is not that of a run that had this number from the start; the change is noted
     in ``progress.changes``. A run that patience ended goes on when it gets more of it, or more steps, from which on
-    validations without a new best are counted anew. Errors: ValueError for fewer steps than were taken.
+    validations without a new best are counted anew.
     """
     stored = normalised(context.get("settings", context))
     before, sentences = int(stored.get("steps", config.steps)), []
-    if config.steps < progress.step:
-        raise ValueError(
-            f"steps: got {config.steps}, but the run has taken {progress.step} steps already. Try that number or more."
-        )
     if config.steps != before:
         progress.changes.append([progress.step, before, config.steps])
         if config.steps > before:
@@ -32,6 +28,13 @@ def go_on(progress: Progress, context: Mapping[str, Any], config: LoopConfig) ->
         sentences.append(_changed(progress.step, before, config))
     progress.finished = bool(config.patience) and progress.without_best >= config.patience
     return sentences
+
+
+def too_few(progress: Progress, config: LoopConfig) -> list[str]:
+    """A sentence if ``config`` has fewer steps than were taken: that is another run."""
+    if config.steps >= progress.step:
+        return []
+    return [f"steps: got {config.steps}, but the run has taken {progress.step} steps already. Try that number or more."]
 
 
 def _changed(step: int, before: int, config: LoopConfig) -> str:

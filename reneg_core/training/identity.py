@@ -27,6 +27,15 @@ SHOWN = 3
 LEVELS = "noise levels"
 
 
+class AnotherRun(ValueError):
+    """The folder holds a run that is not this one; ``differences``: a sentence for each thing in which they differ."""
+
+    def __init__(self, differences: Sequence[str], folder: Path) -> None:
+        self.differences, self.folder = list(differences), folder
+        listed = "\n- ".join(["This run cannot be resumed with other settings or contents:", *self.differences])
+        super().__init__(f"{listed}\nTry the earlier ones, or another output folder than {folder}.")
+
+
 def identity(
     config: LoopConfig,
     model: DiffusionModel,

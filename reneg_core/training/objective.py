@@ -93,7 +93,8 @@ def reward_gradient(
                     x0 = way.recorded(state)
                     images = model.decode(way.ahead(state, x0, reach.through), reach.frames)
                     scores = score(reward, images, list(batch.prompts))
-                    parts = torch.autograd.grad(scores.sum() * reach.loss_scale, parameters)
+                    whole = scores.sum() * reach.loss_scale
+                    parts = torch.autograd.grad(whole, parameters, materialize_grads=sampling.guidance.attention > 0)
                 x0, images = x0.detach(), images.detach()
                 rewards.append(scores.detach())
                 for total, part in zip(totals, parts, strict=True):
@@ -132,7 +133,9 @@ class Way:
         )
 
     def recorded(self, state: State) -> Tensor:
-        """The same, with the graph kept through the negative branch only."""
+        """The same, with the graph kept through the negative branch only, where that is a pass of its own."""
+        if self.sampling.guidance.attention:
+            return self.x0(state)
         sigma, rows = self.sigmas[state.index], state.x.shape[0]
         with torch.no_grad():
             positive = self.model.denoise(state.x, sigma, self.positive.expand(rows), (Branch.POSITIVE,))

@@ -5,13 +5,13 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from . import schedule
 from .memory import micro_batches
-from .run import Run, validates
+from .run import Run
 
 PARTS, SECONDS = 8, 30.0  # of each kind: at most so many micro-batches are timed, and none is begun after so long
 
@@ -38,11 +38,16 @@ def rehearse(trainer: Run, weights: Iterable[Tensor]) -> Rehearsal:
 
     weights: the networks' tensors, which a graph only refers to. Errors: those of :meth:`Run.prepare`.
     """
-    return trainer.inside(partial(_measured, trainer, weights))
+
+    def work() -> Rehearsal:
+        trainer.prepare()
+        return measured(trainer, weights)
+
+    return trainer.inside(work)
 
 
-def _measured(trainer: Run, weights: Iterable[Tensor]) -> Rehearsal:
-    trainer.prepare()
+def measured(trainer: Run, weights: Iterable[Tensor], parts: int = PARTS) -> Rehearsal:
+    """The same for a trainer that is prepared, inside its model; parts: how many micro-batches are timed at most."""
     config, done, workers = trainer.config, trainer.progress.step, trainer.session.workers
     kept, size = _kept(trainer, weights), _fitting(trainer)
     pairs = min(size, config.validation_pairs)
@@ -53,21 +58,23 @@ def _measured(trainer: Run, weights: Iterable[Tensor]) -> Rehearsal:
     def check(number: int) -> None:
         trainer.check(pairs)
 
-    (part_seconds, parts), (check_seconds, checks) = _mean(part), _mean(check)
+    (part_seconds, timed), (check_seconds, checks) = _mean(part, parts), _mean(check, parts)
     step = part_seconds * len(workers.share(range(config.batch_size))) / size
     validation = check_seconds * len(workers.share(range(config.validation_pairs))) / pairs
-    due = [s for s in range(done, config.steps + 1) if validates(s, config) and s != trainer.progress.validated_at]
+    due = [
+        s for s in range(done, config.steps + 1) if schedule.validates(s, config) and s != trainer.progress.validated_at
+    ]
     total = (config.steps - done) * step + len(due) * validation
     device = trainer.model.device
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    return Rehearsal(step, validation, parts, checks, total, size, kept, peak)
+    return Rehearsal(step, validation, timed, checks, total, size, kept, peak)
 
 
-def _mean(work: Callable[[int], None]) -> tuple[float, int]:
+def _mean(work: Callable[[int], None], most: int) -> tuple[float, int]:
     """Mean seconds of ``work(0)``, ``work(1)`` and so on, and how many there were; one before is not counted."""
     work(0)
     began, count = time.monotonic(), 0
-    while count == 0 or (count < PARTS and time.monotonic() - began < SECONDS):
+    while count == 0 or (count < most and time.monotonic() - began < SECONDS):
         work(count)
         count += 1
     return (time.monotonic() - began) / count, count

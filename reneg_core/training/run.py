@@ -7,7 +7,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -17,8 +18,8 @@ from ..model import Conditioning, DiffusionModel
 from ..rewards import Reward
 from . import schedule
 from .config import LoopConfig
-from .extending import go_on
-from .identity import differences, identity
+from .extending import go_on, too_few
+from .identity import AnotherRun, differences, identity
 from .judging import PicturesNotFinite
 from .learner import Climber
 from .loss_scale import MAX_SKIPPED, loss_scale_for
@@ -48,13 +49,23 @@ def _silent(sentence: str) -> None:
     return None
 
 
+def _unwatched(stage: str, done: int, total: int) -> None:
+    return None
+
+
+def _at_once(run: "Run") -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Session:
     """Around a run.
 
     observer: who watches it; should_stop: polled between micro-batches; resume: go on from the newest checkpoint in
     the folder, if there is one; workers: the processes that share the work; say: gets a sentence for each thing that
-    resuming did and that the user should know; description: text of the run's config.yaml, "" for none.
+    resuming did and that the user should know; description: text of the run's config.yaml, "" for none; progress: told
+    (stage, done, total) of the pictures of a "validation" and of a "step" as they are made; before: called once all is
+    checked and the run's state is known, before anything is written.
     """
 
     observer: Observer | None = None
@@ -63,6 +74,8 @@ class Session:
     workers: Workers = field(default_factory=Workers)
     say: Callable[[str], None] = _silent
     description: str = ""
+    progress: Callable[[str, int, int], None] = _unwatched
+    before: Callable[["Run"], None] = _at_once
 
 
 @dataclass(frozen=True)
@@ -107,9 +120,25 @@ class Run(ABC, Generic[C, L, R]):
         self.session = session or Session()
         self.prompts = split_prompts(*prompts)
         self.validator = Validator(self.prompts.validation, config, reward, watch)
-        self.files = RunFolder(directory, config.keep_checkpoints, self.product)
+        self.context: dict[str, Any] = {}
+        self.at(directory)
+
+    def at(self, directory: str | Path, session: Session | None = None) -> None:
+        """Take another directory, and what is around the run there, before anything was done.
+
+        Errors: ValueError for a directory with a run, unless it is to be resumed.
+        """
+        self.session = session or self.session
+        self.files = RunFolder(directory, self.config.keep_checkpoints, self.product)
         if not self.session.resume:
             self.files.require_unused()
+
+    def take(self, steps: int) -> None:
+        """Take so many steps in all, found out between checking and the first writing (``Session.before``)."""
+        if self.progress.step:
+            go_on(self.progress, self.context, replace(self.config, steps=steps))
+        self.config = replace(self.config, steps=steps)
+        self.context["settings"]["steps"] = steps
 
     # what a method adds
 
@@ -147,9 +176,10 @@ class Run(ABC, Generic[C, L, R]):
     def run(self) -> R:
         """Train until done, stopped or out of patience; the best is on disk in each case.
 
-        Errors: BlockingIOError while another process trains in the same folder; ValueError for other contents or
-        settings than a run was started with, before anything is written; FloatingPointError once rewards, gradients or
-        pictures are no finite numbers; OSError when the disk is full. The last checkpoint stays good in each case.
+        Errors: BlockingIOError while another process trains in the same folder; AnotherRun, a ValueError, for other
+        contents or settings than a run was started with, before anything is written; FloatingPointError once rewards,
+        gradients or pictures are no finite numbers; OSError when the disk is full. The last checkpoint stays good in
+        each case.
         """
         with self.files.locked() if self.session.workers.rank == 0 else nullcontext():
             return self.inside(self._run)
@@ -169,6 +199,7 @@ class Run(ABC, Generic[C, L, R]):
 
     def _run(self) -> R:
         self.prepare()
+        self.session.before(self)
         self._begin()
         reason = self._loop()
         if self.session.workers.rank == 0:
@@ -179,7 +210,7 @@ class Run(ABC, Generic[C, L, R]):
         """Check everything that can be checked before the first step, and take up the run's state; writes nothing."""
         rewards = {"reward": self.reward, "watch": self.validator.watch}
         origin = self._origin()
-        self.context = identity(self.config, self.model, rewards, origin.contents, self.prompts)
+        self.context = self.context or identity(self.config, self.model, rewards, origin.contents, self.prompts)
         found = self.files.latest()
         if found is None:
             self.learner, self.scale = origin.learner(None), loss_scale_for(self.model)
@@ -187,8 +218,8 @@ class Run(ABC, Generic[C, L, R]):
             return
         if not self.session.resume:
             self.files.require_unused()
-        self._refuse_another_run(found.context)
         state = found.state
+        self._refuse_another_run(found.context, state.progress)
         self.learner = origin.learner(state.learner)
         self.progress, self.scale = state.progress, state.scale
         self.progress.micro_batch = min(self.progress.micro_batch, self.config.micro_batch)
@@ -198,14 +229,12 @@ class Run(ABC, Generic[C, L, R]):
         for sentence in sentences:
             self.session.say(sentence)
 
-    def _refuse_another_run(self, stored: dict[str, Any]) -> None:
+    def _refuse_another_run(self, stored: dict[str, Any], progress: Progress) -> None:
         listed = self.files.listed_prompts()
         found = differences(stored, self.context, listed, self.prompts, type(self.config))
+        found += too_few(progress, self.config)
         if found:
-            raise ValueError(
-                "This run cannot be resumed with other settings or contents:\n- " + "\n- ".join(found) + "\n"
-                f"Try the earlier ones, or another output folder than {self.files.path}."
-            )
+            raise AnotherRun(found, self.files.path)
 
     def _begin(self) -> None:
         """The first writing, once every process has read what there was."""
@@ -222,7 +251,7 @@ class Run(ABC, Generic[C, L, R]):
             while True:
                 if self._long_ago():
                     self._checkpoint()
-                if validates(progress.step, config) and progress.validated_at != progress.step:
+                if schedule.validates(progress.step, config) and progress.validated_at != progress.step:
                     self._validate()
                 over = progress.finished or progress.step >= config.steps
                 if over or progress.step % config.checkpoint_every == 0:
@@ -291,8 +320,9 @@ class Run(ABC, Generic[C, L, R]):
                 f"{self.files.best_so_far()}"
             ) from error
 
-    def _parts(self, rows: range, work: Callable[[range], T]) -> Iterable[T]:
-        """``work`` on this process's rows, a micro-batch at a time; raises Stopped between them when asked to.
+    def _parts(self, stage: str, rows: range, work: Callable[[range], T]) -> Iterable[T]:
+        """``work`` on this process's rows, a micro-batch at a time, telling the session how far ``stage`` is; raises
+        Stopped between them when asked to.
 
         With several processes all of them must leave together, so they agree on it once, before the first part.
         """
@@ -300,12 +330,16 @@ class Run(ABC, Generic[C, L, R]):
         if workers.any(should_stop()):
             raise Stopped
 
+        own = workers.share(rows)
+
         def interruptible(part: range) -> T:
             if workers.count == 1 and should_stop():
                 raise Stopped
-            return work(part)
+            found = work(part)
+            self.session.progress(stage, own.index(part[-1]) + 1, len(own))
+            return found
 
-        return micro_batches(workers.share(rows), self.progress.micro_batch, interruptible, self._halved)
+        return micro_batches(own, self.progress.micro_batch, interruptible, self._halved)
 
     def _halved(self, size: int) -> None:
         self.progress.micro_batch = size
@@ -313,7 +347,8 @@ class Run(ABC, Generic[C, L, R]):
 
     def _validate(self) -> None:
         with self._explained():
-            found = self.validator.run(self.model, self._negative(), self._parts, self.session.workers)
+            parts = partial(self._parts, "validation")
+            found = self.validator.run(self.model, self._negative(), parts, self.session.workers)
         best = judge(found, self.learner.parameters, self.progress, self.config)
         if best and self.session.workers.rank == 0:
             self._save(self.files.best)
@@ -341,8 +376,3 @@ class Run(ABC, Generic[C, L, R]):
     def _record(self, entry: dict[str, Any]) -> None:
         if self.session.workers.rank == 0:
             self.files.record(entry)
-
-
-def validates(step: int, config: LoopConfig) -> bool:
-    """Whether a run validates once it has taken ``step`` steps."""
-    return step % config.validate_every == 0 or step == config.steps

@@ -19,6 +19,11 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def validates(step: int, config: LoopConfig) -> bool:
+    """Whether a run validates once it has taken ``step`` steps."""
+    return step % config.validate_every == 0 or step == config.steps
+
+
 def gradient_points(window: tuple[int, int], points: int, *seed: object) -> list[int]:
     """``points`` step indices, one drawn evenly from each of ``points`` equal parts of the window."""
     first, last = window

@@ -64,7 +64,7 @@ class Trainer(Run[TrainConfig, Learner, TrainResult]):
         config = self.config
         totals = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in self.learner.parameters.items()}
         reward = torch.zeros(1, dtype=torch.float64)
-        for part in self._parts(range(config.batch_size), partial(self.part_gradient, self.progress.step)):
+        for part in self._parts("step", range(config.batch_size), partial(self.part_gradient, self.progress.step)):
             for name in totals:
                 totals[name] += getattr(part, name).cpu().double()
             reward += part.rewards.mean(0).sum().cpu().double()

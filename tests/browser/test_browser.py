@@ -49,6 +49,8 @@ def keep(opened: Any, tmp_path: Path, name: str) -> None:
 def test_workflow_loads_whole_and_equals_its_api_form(name: str, opened) -> None:
     opened.alerts()
     opened.load(ui(name), name)
+    if opened.missing() == ["NAGuidance"]:
+        pytest.skip("THIS COMFYUI HAS NO NAGuidance: its template is not shown")
     assert opened.missing() == []
     assert opened.alerts() == []
     api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())

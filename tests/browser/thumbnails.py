@@ -88,7 +88,7 @@ def best_of_a_batch(server: Any) -> Image.Image:
 def training(server: Any) -> Image.Image:
     """The first template's training, which is finished by now: what its node hands on."""
     graph = json.loads((graphs.API / f"{FIRST}.json").read_text())
-    [trained] = [key for key, node in graph.items() if node["class_type"].startswith("ReNegTrain")]
+    [trained] = [key for key, node in graph.items() if node["class_type"] == "ReNegTrain"]
     needed, left = {}, [trained]
     while left:
         key = left.pop()

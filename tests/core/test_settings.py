@@ -14,7 +14,8 @@ def test_mapping_round_trip() -> None:
     assert Sampling.from_mapping(FULL.to_mapping()) == FULL
     assert FULL.to_mapping() == {
         "solver": "dpmpp_2m", "steps": 20, "spacing": "karras", "guidance_scale": 5.0, "guidance_start": 0.1,
-        "guidance_end": 0.9, "guidance_rescale": 0.3, "height": 512, "width": 768, "frames": None,
+        "guidance_end": 0.9, "guidance_rescale": 0.3, "guidance_attention": 0.0, "height": 512, "width": 768,
+        "frames": None,
     }  # fmt: skip
     assert Sampling.from_mapping({}) == Sampling() and Sampling().spacing == "model"
     assert Sampling.from_mapping({"guidance_scale": 3}).guidance.scale == 3.0

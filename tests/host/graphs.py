@@ -26,22 +26,22 @@ SMALL = {
     "embedding_name": "test.safetensors",
     "image": "hint.png",
     "control_net_name": "reneg-test-control.safetensors",
+    "lora_name": "reneg-test-lora.safetensors",
     "points": 1,
 }
 
 
-def small(name: str, training: dict[str, Any] | None = None, **changes: Any) -> dict[str, dict[str, Any]]:
+def small(name: str | Path, training: dict[str, Any] | None = None, **changes: Any) -> dict[str, dict[str, Any]]:
     """An example workflow with the test checkpoint, a few steps and pictures of 64 pixels.
 
-    training: inputs of the training node alone; changes: inputs of every node that has them.
+    training: settings of the training alone; changes: inputs of every node that has them; name: also a path.
     """
-    graph = json.loads((API / f"{name}.json").read_text())
+    path = name if isinstance(name, Path) else API / f"{name}.json"
+    graph, name = json.loads(path.read_text()), path.stem
     rewards = iter(["brightness", "sharpness"])
     for node in graph.values():
         inputs = node["inputs"]
         inputs |= {k: v for k, v in {**SMALL, **changes}.items() if k in inputs and not isinstance(inputs[k], list)}
-        if node["class_type"] == "ReNegTrainEmbedding":
-            inputs |= training or {}
         if "ckpt_name" in inputs:
             version = "21" if inputs["ckpt_name"].startswith("v2") else "15"
             inputs["ckpt_name"] = f"reneg-test-sd{version}.safetensors"
@@ -49,9 +49,52 @@ def small(name: str, training: dict[str, Any] | None = None, **changes: Any) -> 
             inputs["reward_name"] = next(rewards)
         if "21" in name and "embedding_name" in inputs:
             inputs["embedding_name"] = "test21.safetensors"
+    return with_training(graph, {**SMALL_TRAINING, **changes}, training or {})
+
+
+def with_training(graph: dict[str, Any], usual: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The graph with its trainings set: ``given``, and of ``usual`` what they have, wherever each setting is; where a
+    preset would decide, a Training Settings node is put in."""
+    for key, node in list(graph.items()):
+        if node["class_type"] == "ReNegTrainEmbedding":
+            node["inputs"] |= given
+        elif node["class_type"] == "ReNegTrain":
+            inputs = node["inputs"]
+            if "settings" not in inputs:
+                inputs |= {"preset": "from settings", "settings": [f"{key}00", 0]}
+                plain = {name: spec for name, spec in QUICK.items() if name != "steps"}
+                graph[f"{key}00"] = {"class_type": "ReNegTrainingSettings", "inputs": plain}
+            settings = graph[inputs["settings"][0]]["inputs"]
+            for name, value in {**usual, **given}.items():
+                target = inputs if name in inputs else settings
+                if name in given or (name in target and not isinstance(target[name], list)):
+                    target[name] = value
     return graph
 
 
+SMALL_TRAINING = {**SMALL, "size": 64}
+QUICK = {
+    "batch_size": 8,
+    "width": 0,
+    "height": 0,
+    "sampling_steps": 20,
+    "cfg": 7.5,
+    "learning_rate": 0.01,
+    "points": 1,
+    "micro_batch": 2,
+    "scheduler": "karras",
+    "solver": "dpmpp_2m",
+    "checkpointing": False,
+    "validate_every": 10,
+    "validation_pairs": 8,
+    "patience": 0,
+    "norm_limit": 0.0,
+    "last_steps": 0,
+    "through": 1,
+    "vary": "off",
+    "prompt_file": "none",
+}
+"""What the Training Settings node comes with, but for checkpointing."""
 SCENE, WORDS = "a red circle on a blue background", "watermark, border, lines, double"
 TINY = {
     "width": 32,
@@ -71,7 +114,7 @@ TINY = {
 def tiny(name: str, training: dict[str, Any] | None = None, **changes: Any) -> dict[str, dict[str, Any]]:
     """An example workflow on the embedded tiny world, which draws real pictures, as that is sampled best.
 
-    training: inputs of the training node alone; changes: inputs of every node that has them.
+    training: settings of the training alone; changes: inputs of every node that has them.
     """
     graph, rewards = json.loads((API / f"{name}.json").read_text()), iter(["tiny", "sharpness"])
     [loader] = [key for key, node in graph.items() if node["class_type"] == "CheckpointLoaderSimple"]
@@ -84,10 +127,9 @@ def tiny(name: str, training: dict[str, Any] | None = None, **changes: Any) -> d
         if "reward_name" in inputs:
             inputs["reward_name"] = next(rewards)
         inputs |= {k: v for k, v in {**TINY, **changes}.items() if k in inputs and not isinstance(inputs[k], list)}
-        if node["class_type"] == "ReNegTrainEmbedding":
-            inputs |= training or {}
         inputs |= {k: [loader, 3] for k, v in inputs.items() if isinstance(v, list) and v[0] in empty}
-    return {key: node for key, node in graph.items() if key not in empty}
+    rest = {key: node for key, node in graph.items() if key not in empty}
+    return with_training(rest, {**TINY, "size": 32, **changes}, training or {})
 
 
 def request(server: Server, path: str, body: Any = None) -> Any:

@@ -189,7 +189,7 @@ def start_server(host: Path, python: str, base: Path, *options: str) -> Server:
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=host, stdout=file, stderr=subprocess.STDOUT, env=variables)
     server = Server(f"http://127.0.0.1:{port}", base, process, log)
-    for _ in range(240):
+    for _ in range(600):
         if process.poll() is not None:
             break
         with contextlib.suppress(urllib.error.URLError, OSError):

@@ -32,14 +32,86 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         )
 
 
-@pytest.mark.parametrize("name", ["none", "gone.safetensors"])
-def test_a_missing_embedding_names_folder_and_address(host: Any, name: str) -> None:
+def test_a_missing_embedding_names_folder_file_size_and_address(host: Any) -> None:
     (host.embeddings / "other.safetensors").write_bytes(b"")
     with pytest.raises(FileNotFoundError) as caught:
-        host.files.embedding_path(name)
-    assert str(host.embeddings) in str(caught.value)
-    assert "https://huggingface.co/XiaominDLUT/ReNeg" in str(caught.value)
-    assert ("other.safetensors" in str(caught.value)) == (name != "none")
+        host.files.embedding_path("gone.safetensors")
+    said = str(caught.value)
+    assert str(host.embeddings) in said and "there is other.safetensors." in said and "sd1.5_reneg_emb.bin" in said
+    assert "https://github.com/AMD-AIG-AIMA/ReNeg" in said
+    for name in ("sd2.1_reneg_emb.bin", "sd2.1_reneg_emb.bin (not installed)"):
+        with pytest.raises(FileNotFoundError) as caught:
+            host.files.embedding_path(name)
+        assert str(caught.value) == (
+            f"sd2.1_reneg_emb.bin is not in {host.embeddings}. It is published at https://github.com/AMD-AIG-AIMA/ReNeg/"
+            "raw/main/checkpoints/sd2.1_reneg_emb.bin (about 0.317 MB): put it there, or switch download on."
+        )
+
+
+def test_the_list_shows_what_is_installed_and_of_a_run_its_result_alone(host: Any, tmp_path: Path) -> None:
+    run = ("best", "negative", "shown", "start", "checkpoints/step-1")
+    listed = [f"run/{name}.safetensors" for name in run] + ["young/best.safetensors", "sd1.5_reneg_emb.bin", "link.pt"]
+    for name in listed[:-1]:
+        (host.embeddings / name).parent.mkdir(parents=True, exist_ok=True)
+        (host.embeddings / name).write_bytes(b"")
+    (tmp_path / "secret.pt").write_bytes(b"")
+    (host.embeddings / "link.pt").symlink_to(tmp_path / "secret.pt")
+    host.files.folder_paths.get_filename_list = lambda kind: listed
+    absent = ("sd1.4_reneg_emb.bin", "sd2.1_reneg_emb.bin", "pixart-alpha_reneg_emb.bin")
+    assert host.files.embedding_names() == [
+        "run/negative.safetensors",
+        "sd1.5_reneg_emb.bin",
+        "young/best.safetensors",
+        *(f"{name} (not installed)" for name in absent),
+    ]
+    (host.folder / "link.pt").symlink_to(tmp_path / "secret.pt")
+    (host.folder / "own.pt").write_bytes(b"")
+    assert host.files.reward_weight_names() == ["own.pt"]
+
+
+def test_only_published_embeddings_are_downloaded(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetch(url: str, path: Path, **rest: Any) -> None:
+        asked.append((url, path, rest["sha256"][:8]))
+        path.write_bytes(b"x")
+
+    monkeypatch.setattr(host.files, "fetch", fetch)
+    name, target = "sd1.4_reneg_emb.bin", host.embeddings / "sd1.4_reneg_emb.bin"
+    for _ in range(2):
+        assert host.files.download_embedding(f"{name} (not installed)", print) == target
+    address = f"https://github.com/AMD-AIG-AIMA/ReNeg/raw/main/checkpoints/{name}"
+    assert asked == [(address, target, "5c00f225")], "what is there is not fetched again"
+    for wrong in ("other.bin", "../sd1.5_reneg_emb.bin", "sub/sd1.5_reneg_emb.bin"):
+        with pytest.raises((FileNotFoundError, ValueError)):
+            host.files.download_embedding(wrong, print)
+    assert len(asked) == 1
+
+
+def test_a_reward_is_downloaded_only_when_it_is_allowed(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetch(url: str, path: Path, **rest: Any) -> None:
+        asked.append((url, path, rest["told"]))
+        raise OSError("far away")
+
+    monkeypatch.setattr(weights, "fetch", fetch)
+    with pytest.raises(FileNotFoundError, match="switch download on"):
+        host.rewards.load("hpsv2.1", None, torch.float32)
+    with pytest.raises(OSError, match="far away"):
+        host.rewards.load("hpsv2.1", None, torch.float32, print)
+    name = "HPS_v2.1_compressed.pt"
+    address = f"https://huggingface.co/xswu/HPSv2/resolve/main/{name}"
+    assert asked == [(address, host.folder / "HPSv2" / name, print)]
+
+
+def test_the_rewards_that_are_installed_are_known_by_their_files(host: Any) -> None:
+    assert host.rewards.installed("brightness") and not host.rewards.installed("hpsv2.1")
+    (host.folder / "model.safetensors").write_bytes(b"")
+    assert not host.rewards.installed("pickscore"), "that name is anybody's"
+    (host.folder / "HPSv2").mkdir()
+    (host.folder / "HPSv2" / "HPS_v2.1_compressed.pt").write_bytes(b"")
+    assert host.rewards.installed("hpsv2.1") and not host.rewards.installed("hpsv2.0")
 
 
 def test_a_missing_reward_names_places_of_its_own_and_no_download(host: Any) -> None:
@@ -48,10 +120,10 @@ def test_a_missing_reward_names_places_of_its_own_and_no_download(host: Any) -> 
         with pytest.raises(FileNotFoundError) as caught:
             host.rewards.load(name, None, torch.float32)
         said[name] = str(caught.value)
-        assert "download" not in said[name] and "https://" in said[name]
+        assert "--download" not in said[name] and "https://" in said[name]
     places = [text.split("put it at ")[1] for text in said.values()]
     assert len(set(places)) == 4 and all(place.startswith(str(host.folder)) for place in places)
-    assert f"{host.folder / 'PickScore_v1' / 'model.safetensors'}, then run again." in said["pickscore"]
+    assert f"{host.folder / 'PickScore_v1' / 'model.safetensors'}, then run again, or switch" in said["pickscore"]
     assert "(about 3.71 MB)" in said["aesthetic"]
 
 

@@ -177,3 +177,18 @@ def test_branches_at_different_levels_are_passed_one_after_the_other(passes: Any
     levels, order = torch.tensor([2.0, 3.0]), (Branch.NEGATIVE, Branch.POSITIVE)
     model.denoise(torch.cat([x, x]), levels, Conditioning(torch.zeros(2, 1, 1)), order)
     assert [(conditions.index(None), level) for conditions, _, level in asked] == [(0, [2.0]), (1, [3.0])]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"sampling_steps": 4, "points": 3},
+            r"points: got 3, expected at most the 1 steps that last_steps says \(0: a",
+        ),
+        ({"cfg": 1.0}, r"^The configuration is not usable:\n- cfg: got 1"),
+    ],
+)
+def test_faults_are_told_under_the_names_of_the_inputs(settings: Any, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message), settings.in_own_names():
+        TrainConfig(**settings.rollout_settings({**OPTIONS, **changes}))

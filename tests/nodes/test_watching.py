@@ -28,7 +28,7 @@ def test_a_run_that_goes_on_keeps_its_seed(watching, model, tmp_path: Path) -> N
 
 def test_the_start_is_that_of_step_0_also_later(watching, tmp_path: Path) -> None:
     def observer() -> Any:
-        return watching.NodeObserver(9, SimpleNamespace(update=lambda *_, **__: None), None, tmp_path)
+        return watching.NodeObserver(QUICK, SimpleNamespace(update=lambda *_, **__: None), None, tmp_path)
 
     start, later = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
     first = observer()

@@ -131,42 +131,39 @@ def test_digest_is_recorded_once_and_checked_ever_after(tmp_path):
 
 
 @pytest.fixture
-def fake_hub(monkeypatch):
-    """The hub's three calls, serving one file; `etag` is what the hub publishes as its digest."""
-    import huggingface_hub
-
+def fetched(monkeypatch):
+    """What is asked of the network, which gives one file; `digest` is what is published beside it."""
     content = b"published"
-    state = {"etag": hashlib.sha256(content).hexdigest(), "calls": []}
+    state = {"digest": hashlib.sha256(content).hexdigest(), "calls": []}
 
-    def fetch(repository, name, local_dir=None):
-        state["calls"].append((repository, name))
-        path = local_dir / name
+    def fetch(url, path, *, sha256="", told=None):
+        state["calls"].append((url, sha256))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        return str(path)
+        told(path.name, len(content), len(content))
+        return sha256 or state["digest"]
 
-    class Metadata:
-        def __init__(self, url):
-            self.etag = state["etag"]
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", Metadata)
+    monkeypatch.setattr(weights, "fetch", fetch)
     return state
 
 
-def test_download_only_when_asked_into_the_first_directory_and_verified(tmp_path, fake_hub):
-    file = PublishedFile("w.safetensors", "someone/some-model")
+def test_download_only_when_asked_into_the_first_directory(tmp_path, fetched):
+    file = PublishedFile("w.safetensors", "someone/some-model", sha256="ab")
     with pytest.raises(FileNotFoundError):
         find_file(file, Source(None, (tmp_path,)))
-    assert fake_hub["calls"] == []
+    assert fetched["calls"] == []
     path = find_file(file, Source(None, (tmp_path,), download=True))
     assert path == tmp_path / "some-model" / "w.safetensors"
-    assert fake_hub["calls"] == [("someone/some-model", "w.safetensors")]
+    assert fetched["calls"] == [("https://huggingface.co/someone/some-model/resolve/main/w.safetensors", "ab")]
     assert find_file(file, Source(None, (tmp_path,), download=True)) == path
-    assert len(fake_hub["calls"]) == 1
+    assert len(fetched["calls"]) == 1
 
 
-def test_a_download_with_another_digest_is_refused(tmp_path, fake_hub):
-    fake_hub["etag"] = "0" * 64
-    with pytest.raises(OSError, match="SHA-256"):
-        find_file(PublishedFile("w.safetensors", "a/b"), Source(None, (tmp_path,), download=True))
+def test_a_download_is_told_of_and_without_a_published_digest_its_own_is_recorded(tmp_path, fetched):
+    told = []
+    fetched["digest"] = ""
+    file = PublishedFile("w.safetensors", homepage="https://example.org/page", url="https://example.org/w.safetensors")
+    path = find_file(file, Source(None, (tmp_path,), download=lambda *now: told.append(now)))
+    assert told == [("w.safetensors", 9, 9)] and fetched["calls"] == [("https://example.org/w.safetensors", "")]
+    digest = hashlib.sha256(b"published").hexdigest()
+    assert json.loads((path.parent / weights.DIGESTS).read_text()) == {"w.safetensors": digest}

@@ -78,8 +78,8 @@ SAMPLINGS = {
 
 
 def test_the_table_names_every_part_of_the_sampling() -> None:
-    """But a video's frames: the model of these tests has none."""
-    assert {*SAMPLINGS, "frames"} == set(SAMPLING.to_mapping())
+    """But a video's frames and guidance in the attention: the model of these tests has neither."""
+    assert {*SAMPLINGS, "frames", "guidance_attention"} == set(SAMPLING.to_mapping())
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)

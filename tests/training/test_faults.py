@@ -154,7 +154,7 @@ def test_settings_that_are_no_numbers_are_refused(value: float) -> None:
     for name in names:
         with pytest.raises(ConfigError, match=f"- {name}: got {value}, expected"):
             TrainConfig(**{name: value})
-    for name in ("guidance_scale", "guidance_start", "guidance_end", "guidance_rescale"):
+    for name in ("guidance_scale", "guidance_start", "guidance_end", "guidance_rescale", "guidance_attention"):
         with pytest.raises(ValueError, match=f"{value}"):
             TrainConfig.from_mapping({"sampling": {name: value}})
     for settings in ({"betas": [0.9, value]}, {"jitter": {"guidance_scale": [2.0, value]}}):

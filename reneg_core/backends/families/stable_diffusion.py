@@ -1,11 +1,13 @@
 """Stable Diffusion 1.x and 2.x (Rombach et al. 2022, arXiv 2112.10752)."""
 
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 
 from ...model import Conditioning
+from ..attention import guide_attention
 from ..diffusers import DiffusersModel
 from ..parameterisation import VariancePreserving
 
@@ -20,6 +22,7 @@ class StableDiffusion(DiffusersModel):
 
     def __init__(self, pipeline: Any, name: str) -> None:
         super().__init__(pipeline, name)
+        self._told: dict[str, Any] | None = None
         self.max_tokens = pipeline.tokenizer.model_max_length
         if self.network.config.time_cond_proj_dim:
             raise ValueError(
@@ -45,6 +48,21 @@ class StableDiffusion(DiffusersModel):
         tokens, _ = self.pipeline.encode_prompt(prompts, self.device, 1, False)
         return Conditioning(tokens)
 
+    def attended(
+        self, x: Tensor, sigma: Tensor, positive: Conditioning, negative: Conditioning, strength: float
+    ) -> Tensor:
+        """Clean estimate of one pass of the positive whose cross-attentions are guided away from the negative's tokens
+        by ``strength``; see :func:`reneg_core.guidance.attend`. Differentiable in both; a pooled vector of the negative
+        has no part in it. Errors: ValueError for a mask that hides tokens."""
+        if any(part.mask is not None and not part.mask.all() for part in (positive, negative)):
+            raise ValueError("Got a mask that hides tokens with attention guidance, expected none. Try without it.")
+        guide_attention(self.network)
+        self._told = {"negative": negative.tokens.to(self.device, self.dtype), "strength": strength}
+        try:
+            return self.denoise(x, sigma, replace(positive, mask=None))
+        finally:
+            self._told = None
+
     def _predict(self, x: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         return self.network(
             x,
@@ -52,6 +70,7 @@ class StableDiffusion(DiffusersModel):
             encoder_hidden_states=conditioning.tokens,
             encoder_attention_mask=_in_dtype(conditioning),
             added_cond_kwargs=self._added(x, conditioning),
+            cross_attention_kwargs=self._told,
             return_dict=False,
         )[0]
 

@@ -6,10 +6,11 @@ from typing import Any
 import comfy.model_management as memory
 import pytest
 import torch
+from reneg_pack.nodes.adapting import AdaptEmbedding
 from reneg_pack.nodes.host import files, rewards
 from reneg_pack.nodes.host.model import HostModel
 from reneg_pack.nodes.host.text import embedding_from
-from reneg_pack.nodes.training import AdaptEmbedding, TrainEmbedding
+from reneg_pack.nodes.older import TrainEmbedding
 
 import nodes
 
@@ -57,8 +58,10 @@ def test_stop_keeps_the_best_and_the_run_goes_on_later(call, parts, monkeypatch)
 
     monkeypatch.setattr(watching.NodeObserver, "on_step", stop_at_four)
     inputs = {**parts, **TRAIN}
+    began = TrainEmbedding.fingerprint_inputs(run_name="test_stop")
     stopped = call(TrainEmbedding, **inputs, run_name="test_stop")
     first = TrainEmbedding.fingerprint_inputs(run_name="test_stop")
+    assert first != began, "what was stopped is not served from the host's cache"
     assert json.loads(stopped[4])["reason"] == "stopped" and json.loads(stopped[4])["steps"] == 4
     assert not memory.processing_interrupted(), "what follows the training still runs"
     monkeypatch.setattr(watching.NodeObserver, "on_step", original)
@@ -67,11 +70,9 @@ def test_stop_keeps_the_best_and_the_run_goes_on_later(call, parts, monkeypatch)
     assert json.loads(resumed[4])["steps"] == 6
     assert torch.equal(resumed[1].tokens, whole[1].tokens)
     assert (resumed[3] - whole[3]).abs().max() < 0.01, "the pictures of the start are those of step 0"
-    done = TrainEmbedding.fingerprint_inputs(run_name="test_stop")
-    assert done != first
+    assert TrainEmbedding.fingerprint_inputs(run_name="test_stop") == first, "what has finished is, from then on"
     again = call(TrainEmbedding, **inputs, run_name="test_stop")
     assert (again[3] - whole[3]).abs().max() < 0.01, "a run with nothing left to do shows what it found"
-    assert TrainEmbedding.fingerprint_inputs(run_name="test_stop") == done, "and is cached from then on"
 
 
 class Pressing:
@@ -100,10 +101,10 @@ PLACES = {
 def test_stop_inside_the_work_keeps_the_best_and_lets_the_graph_go_on(call, parts, monkeypatch, place: str) -> None:
     """Newer hosts raise out of any operation of a network: also there, also while activations are computed again."""
     pressed = Pressing(monkeypatch, *PLACES[place])
-    options = {**TRAIN, "steps": 40, "validate_every": 1, "checkpointing": place == "the backward pass"}
+    options = {**TRAIN, "steps": 30, "validate_every": 1, "checkpointing": place == "the backward pass"}
     run = f"test_stop_{place.split()[-1]}"
     report = json.loads(call(TrainEmbedding, **parts, run_name=run, **options)[4])
-    assert pressed.calls <= 0 and report["reason"] == "stopped" and 0 < report["steps"] < 40
+    assert pressed.calls <= 0 and report["reason"] == "stopped" and 0 < report["steps"] < 30
     assert (files.run_folder(run) / "negative.safetensors").is_file()
     assert not memory.processing_interrupted(), "what follows the training still runs"
 

@@ -13,9 +13,9 @@ from reneg_pack.nodes.host import rewards
 from reneg_pack.nodes.host.model import HostModel
 from reneg_pack.nodes.host.text import embedding_from, encode
 from reneg_pack.nodes.layout import to_bchw
+from reneg_pack.nodes.older import TrainEmbedding
 from reneg_pack.nodes.sampling import CFGSampler
 from reneg_pack.nodes.tiny import LoadTinyWorld
-from reneg_pack.nodes.training import TrainEmbedding
 
 import nodes
 from reneg_core.guidance import Guidance

@@ -10,13 +10,14 @@ import folder_paths
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
+from reneg_pack.nodes.adapting import AdaptEmbedding
 from reneg_pack.nodes.embedding import LoadEmbedding
 from reneg_pack.nodes.host import files, rewards
 from reneg_pack.nodes.host.model import HostModel
 from reneg_pack.nodes.host.probing import resident_clone
 from reneg_pack.nodes.host.tensors import unusable
 from reneg_pack.nodes.layout import to_host
-from reneg_pack.nodes.training import AdaptEmbedding, TrainEmbedding
+from reneg_pack.nodes.older import TrainEmbedding
 
 import nodes
 from reneg_core.guidance import Guidance
@@ -265,16 +266,16 @@ def test_a_model_that_cannot_be_loaded_again_is_refused_in_words(checkpoint) -> 
         resident_clone(Staged())
 
 
-def test_other_settings_in_the_same_run_are_refused(call, checkpoint, brightness) -> None:
-    call(TrainEmbedding, **parts(checkpoint), reward=brightness, run_name="test_same", **{**TRAIN, "steps": 1})
-    with pytest.raises(ValueError, match=r"(?s)cannot be resumed.*learning_rate"):
-        call(
-            TrainEmbedding,
-            **parts(checkpoint),
-            reward=brightness,
-            run_name="test_same",
-            **{**TRAIN, "steps": 1, "learning_rate": 0.2},
-        )
+def test_other_settings_take_a_number_and_say_why(call, checkpoint, brightness, monkeypatch) -> None:
+    told = []
+    monkeypatch.setattr("reneg_pack.nodes.watching.say", lambda text, node_id: told.append(text))
+    inputs = {**parts(checkpoint), "reward": brightness, "run_name": "test_same", **TRAIN, "steps": 1}
+    call(TrainEmbedding, **inputs)
+    out = call(TrainEmbedding, **{**inputs, "learning_rate": 0.2})
+    assert json.loads(out[4])["file"] == "test_same_002/negative.safetensors"
+    assert "test_same_002 is a new run, because test_same is another one: learning_rate: the run was" in told[-1]
+    again = call(TrainEmbedding, **inputs)
+    assert json.loads(again[4])["file"] == "test_same/negative.safetensors"
 
 
 def test_second_run_does_not_leak(call, checkpoint, brightness) -> None:

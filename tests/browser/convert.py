@@ -88,6 +88,41 @@ NOTES = {
         "A handcrafted negative is blended into the learned one; two rewards judge the result.",
         REWARD,
     ),
+    "11_train_sdxl": (
+        "SDXL: train its negative",
+        "No published file fits: SDXL reads two text encoders side by side and a pooled vector. The preset quick learns "
+        "one at 1024 pixels; KSampler draws with it.",
+        "output/reneg/my_sdxl_negative serves SDXL and its small relatives, by Load ReNeg Embedding.",
+        REWARD,
+    ),
+    "12_train_sd3": (
+        "Stable Diffusion 3: train its negative",
+        "No published file fits: its prompts come from three text encoders. PixArt-alpha's is as wide, but is T5's alone.",
+        "A flow model is learned for as it is sampled: euler, sgm_uniform, cfg 4.5 in both Training Settings and "
+        "KSampler.",
+        REWARD,
+    ),
+    "13_pixart_alpha": (
+        "PixArt-alpha with its negative",
+        "pixart-alpha_reneg_emb.bin is 120 tokens of T5: PixArt-alpha's own file. It also fits PixArt-Sigma, LTX-Video "
+        "and Chroma, which read the same T5.",
+        PUBLISHED,
+    ),
+    "14_ltx_video": (
+        "LTX-Video with PixArt-alpha's negative",
+        "A published pair: both read T5. LTXVConditioning tells the negative the frame rate too.",
+        "ZeroScope and VideoCrafter2 (node Sample Video) take SD 2.1's file. The paper's abstract says SD 1.5's, which "
+        "cannot be: 768 numbers a token, where they read 1024.",
+        PUBLISHED,
+    ),
+    "15_chroma_real_cfg": (
+        "Chroma: a negative at real cfg",
+        "Chroma is sampled with cfg above 1. PixArt-alpha's file fits; whether it helps is untried. Train takes Chroma "
+        "as it is.",
+        "FLUX.1 has no negative branch. A de-distilled one goes through Model For Training (real cfg) into Train: no "
+        "published file fits it.",
+        PUBLISHED,
+    ),
 }
 """A title and sentences, which the page shows large: they are read at the first zoom."""
 APPS: dict[str, tuple[list[tuple[int, str]], list[int]]] = {
@@ -112,9 +147,24 @@ MODELS = {
         "controlnet",
         f"{HUB}/comfyanonymous/ControlNet-v1-1_fp16_safetensors",
     ),
+    "sd_xl_base_1.0.safetensors": ("checkpoints", f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0"),
+    "sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors": (
+        "checkpoints",
+        f"{HUB}/Comfy-Org/stable-diffusion-3.5-fp8",
+    ),
+    "PixArt-XL-2-1024-MS.safetensors": ("diffusion_models", f"{HUB}/PixArt-alpha/PixArt-XL-2-1024-MS"),
+    "vae-ft-mse-840000-ema-pruned.safetensors": ("vae", f"{HUB}/stabilityai/sd-vae-ft-mse-original"),
+    "t5xxl_fp16.safetensors": ("text_encoders", f"{HUB}/comfyanonymous/flux_text_encoders"),
+    "ltx-video-2b-v0.9.safetensors": ("checkpoints", f"{HUB}/Lightricks/LTX-Video"),
+    "Chroma1-HD.safetensors": ("diffusion_models", f"{HUB}/lodestones/Chroma1-HD"),
+    "ae.safetensors": ("vae", f"{HUB}/Comfy-Org/Lumina_Image_2.0_Repackaged"),
 }
 """The hosts' own models that templates name: folder and repository."""
-CALLED = {"lcm-lora-sdv1-5.safetensors": "pytorch_lora_weights.safetensors"}
+CALLED = {
+    "lcm-lora-sdv1-5.safetensors": "pytorch_lora_weights.safetensors",
+    "PixArt-XL-2-1024-MS.safetensors": "transformer/diffusion_pytorch_model.safetensors",
+    "ae.safetensors": "split_files/vae/ae.safetensors",
+}
 """What is called otherwise there."""
 
 

@@ -28,7 +28,18 @@ SMALL = {
     "control_net_name": "reneg-test-control.safetensors",
     "lora_name": "reneg-test-lora.safetensors",
     "points": 1,
+    "length": 9,
 }
+STAND_INS = {
+    "sd_xl_base_1.0.safetensors": "sdxl",
+    "sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors": "sd3",
+    "PixArt-XL-2-1024-MS.safetensors": "pixart",
+    "ltx-video-2b-v0.9.safetensors": "ltxv",
+    "Chroma1-HD.safetensors": "chroma",
+}
+"""The networks in place of files of which there is no small one."""
+LOADERS = {"CheckpointLoaderSimple": 0, "UNETLoader": 0, "CLIPLoader": 1, "VAELoader": 2}
+"""The host's loaders, and the output of a stand-in that the first of each is."""
 
 
 def small(name: str | Path, training: dict[str, Any] | None = None, **changes: Any) -> dict[str, dict[str, Any]]:
@@ -42,14 +53,38 @@ def small(name: str | Path, training: dict[str, Any] | None = None, **changes: A
     for node in graph.values():
         inputs = node["inputs"]
         inputs |= {k: v for k, v in {**SMALL, **changes}.items() if k in inputs and not isinstance(inputs[k], list)}
-        if "ckpt_name" in inputs:
+        if "ckpt_name" in inputs and inputs["ckpt_name"] not in STAND_INS:
             version = "21" if inputs["ckpt_name"].startswith("v2") else "15"
             inputs["ckpt_name"] = f"reneg-test-sd{version}.safetensors"
         if node["class_type"] == "ReNegLoadReward":
             inputs["reward_name"] = next(rewards)
         if "21" in name and "embedding_name" in inputs:
             inputs["embedding_name"] = "test21.safetensors"
-    return with_training(graph, {**SMALL_TRAINING, **changes}, training or {})
+    graph = with_training(graph, {**SMALL_TRAINING, **changes}, training or {})
+    return with_stand_ins(graph)
+
+
+def with_stand_ins(graph: dict[str, Any]) -> dict[str, Any]:
+    """The graph with its loaders replaced by one stand-in, if it names a model that has one."""
+    named = [value for node in graph.values() for value in node["inputs"].values() if isinstance(value, str)]
+    networks = [STAND_INS[name] for name in named if name in STAND_INS]
+    if not networks:
+        return graph
+    [network], first = networks, min(key for key, node in graph.items() if node["class_type"] in LOADERS)
+    replaced = {key: LOADERS[node["class_type"]] for key, node in graph.items() if node["class_type"] in LOADERS}
+    kept = {key: node for key, node in graph.items() if key not in replaced}
+    for node in kept.values():
+        inputs = node["inputs"]
+        inputs |= {
+            name: [first, replaced[value[0]] + value[1]]
+            for name, value in inputs.items()
+            if isinstance(value, list) and value[0] in replaced
+        }
+        if "embedding_name" in inputs:
+            inputs["embedding_name"] = "test-t5.bin"
+        if network == "pixart":
+            inputs |= {side: 272 for side in ("width", "height") if side in inputs}
+    return {first: {"class_type": "StandIn", "inputs": {"network": network}}} | kept
 
 
 def with_training(graph: dict[str, Any], usual: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +185,8 @@ def wait(server: Server, prompt_id: str, seconds: float = 240) -> dict[str, Any]
 
 
 def prepare(base: Path) -> None:
-    """The files the workflows name: an embedding for each family and a picture for the ControlNet."""
+    """The files the workflows name: an embedding for each text encoder (T5's in the layout of the published ones) and a
+    picture for the ControlNet."""
     import torch
     from PIL import Image
 
@@ -165,4 +201,5 @@ def prepare(base: Path) -> None:
     for name, width in (("test", 768), ("test21", 1024)):
         embedding = NegativeEmbedding(torch.randn(1, 77, width, generator=generator))
         embedding.save(base / "models" / "reneg" / f"{name}.safetensors", overwrite=True)
+    torch.save(torch.randn(1, 120, 4096, generator=generator), base / "models" / "reneg" / "test-t5.bin")
     Image.radial_gradient("L").convert("RGB").resize((64, 64)).save(base / "input" / "hint.png")

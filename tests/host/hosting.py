@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PACK = Path(__file__).resolve().parents[2]
+STAND_INS = Path(__file__).with_name("stand_ins.py").resolve()
 MISSING = (
     "NO COMFYUI FOUND: the host tests are skipped. Set COMFYUI_PATH to one or several checkouts (and COMFYUI_PYTHON to "
     "the Pythons that run them), or put one at ~/comfy/ComfyUI."
@@ -134,7 +135,8 @@ def models_folder(host: Path, python: str) -> Path:
 
 
 def base_directory(folder: Path, models: Path) -> Path:
-    """A ``--base-directory`` with the test checkpoints and the pack in custom_nodes, installed as users do."""
+    """A ``--base-directory`` with the test checkpoints and the pack in custom_nodes, installed as users do, beside it
+    what stands in for models without a small file."""
     for kind in ("checkpoints", "controlnet", "loras"):
         target = folder / "models" / kind
         target.mkdir(parents=True)
@@ -143,6 +145,7 @@ def base_directory(folder: Path, models: Path) -> Path:
     for name in ("custom_nodes", "input", "output", "user"):
         (folder / name).mkdir()
     (folder / "custom_nodes" / "reneg").symlink_to(PACK, target_is_directory=True)
+    (folder / "custom_nodes" / STAND_INS.name).symlink_to(STAND_INS)
     return folder
 
 

@@ -12,7 +12,19 @@ from . import __version__
 from .failures import USAGE, explained
 from .text_file import printable
 
-COMMANDS = ("demo", "train", "adapt", "infer", "evaluate", "inspect", "convert", "score", "rewards", "comfy")
+COMMANDS = (
+    "demo",
+    "train",
+    "texforce",
+    "adapt",
+    "infer",
+    "evaluate",
+    "inspect",
+    "convert",
+    "score",
+    "rewards",
+    "comfy",
+)
 
 DESCRIPTION = """\
 Learn, apply and judge negative embeddings (ReNeg, arXiv 2412.19637).

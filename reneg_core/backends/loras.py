@@ -26,11 +26,18 @@ def with_loras(model: DiffusersModel, loras: Sequence[Weighted]) -> DiffusersMod
     pipeline = copy.copy(model.pipeline)
     for one in loras:
         if _is_text_lora(Path(one.path)):
-            for name, encoder in _merged(pipeline, load_text_lora(one.path), one).items():
-                setattr(pipeline, name, encoder)
+            _merge(pipeline, load_text_lora(one.path), one)
         else:
             _loaded(pipeline, one)
     return type(model)(pipeline, " + ".join([model.name, *(Path(one.path).name for one in loras)]))
+
+
+def merged(model: DiffusersModel, lora: TextLora, weight: float = 1.0) -> DiffusersModel:
+    """``model`` with the text encoders' ``lora`` in its weights; ``model`` itself stays. Errors: ValueError for another
+    encoder's."""
+    pipeline = copy.copy(model.pipeline)
+    _merge(pipeline, lora, Weighted("memory", weight))
+    return type(model)(pipeline, f"{model.name} + LoRA")
 
 
 def _is_text_lora(path: Path) -> bool:
@@ -47,8 +54,8 @@ def _is_text_lora(path: Path) -> bool:
         return True  # whose reader says what is wrong
 
 
-def _merged(pipeline: Any, lora: TextLora, one: Weighted) -> dict[str, nn.Module]:
-    """The encoders of ``pipeline`` with ``lora`` in them; what it does not change is shared with the originals."""
+def _merge(pipeline: Any, lora: TextLora, one: Weighted) -> None:
+    """Give ``pipeline`` encoders with ``lora`` in them; what it does not change is shared with the originals."""
     changes: dict[str, dict[nn.Parameter, torch.Tensor]] = {}
     for name, delta in lora.deltas().items():
         encoder, _, inside = name.partition(".")
@@ -61,7 +68,8 @@ def _merged(pipeline: Any, lora: TextLora, one: Weighted) -> dict[str, nn.Module
             )
         tuned = weight.float() + one.weight * delta.to(weight.device)
         changes.setdefault(encoder, {})[weight] = tuned.to(weight.dtype)
-    return {encoder: _copied(getattr(pipeline, encoder), tuned) for encoder, tuned in changes.items()}
+    for encoder, tuned in changes.items():
+        setattr(pipeline, encoder, _copied(getattr(pipeline, encoder), tuned))
 
 
 def _weight(encoder: nn.Module | None, inside: str) -> nn.Parameter | None:

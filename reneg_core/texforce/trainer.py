@@ -87,14 +87,23 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
     def _origin(self) -> Origin[Tuner]:
         config = self.config
         check_reward(self.reward, self.prompts.train[0], self.model.device, gradient=config.route == "direct")
-        if config.route == "policy" and not stochastic_steps(self.model.sigmas(config.sampling)):
-            raise ValueError("Got one sampling step, which draws nothing, expected sampling.steps of 2 or more.")
+        if config.route == "policy":
+            self._check_window(stochastic_steps(self.model.sigmas(config.sampling)))
         start = load_text_lora(config.init) if config.init else None
         self._fixed = self._fixed_negative()
         contents = {"prompt": ""} if start is None else {"file": Path(config.init).name, "LoRA": start.digest()}
         if self._fixed is not None:
             contents["negative"] = digest_of({"tokens": self._fixed.tokens})
         return Origin(contents, partial(self._attached, start))
+
+    def _check_window(self, drawing: int) -> None:
+        """ValueError where the policy draws in no step that it may learn from."""
+        first = self.config.window[0] if self.config.window else 0
+        if first >= drawing:
+            raise ValueError(
+                f"Got {self.config.sampling.steps} steps, of which the first {drawing} draw noise, and none of "
+                f"them from step {first} on. Expected sampling.steps of 2 or more, and a window that begins earlier."
+            )
 
     def _fixed_negative(self) -> Conditioning | None:
         """The negative embedding that ``config.negative`` names, None for a prompt."""
@@ -244,9 +253,11 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
 
     def _chosen(self, step: int, epoch: int, rows: range, steps: int) -> Tensor:
         """The sampling steps that each row is learned from, ``[K,rows]``: the first of a permutation of its own."""
-        count = max(1, round(steps * self.config.timestep_fraction))
+        first, last = self.config.window or (0, steps)
+        allowed = range(first, min(last, steps))
+        count = max(1, round(len(allowed) * self.config.timestep_fraction))
         orders = [
-            random.Random(derive_seed("timesteps", self.config.seed, step, epoch, row)).sample(range(steps), count)
+            random.Random(derive_seed("timesteps", self.config.seed, step, epoch, row)).sample(allowed, count)
             for row in rows
         ]
         return torch.tensor(orders).T.contiguous()

@@ -45,7 +45,7 @@ def test_what_it_would_take_is_measured_without_writing(tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["window=[0,2]"], "window: unknown setting"),
+        (["points=2"], "points: unknown setting"),
         (["route=direct", "reward=jpeg_compressibility"], "carries no gradient with respect to the pictures"),
         (["reward=no.such:function"], "which cannot be imported"),
         (["init=none.safetensors"], "No LoRA at"),

@@ -131,7 +131,7 @@ MOVES = {
     "learning_rate": 0.01, "betas": (0.8, 0.999), "sampling": SAMPLING.changed(steps=5), "steps": 3, "batch_size": 6,
     "warmup": 0, "weight_decay": 0.5, "gradient_clip": 1e-4, "seed": 1, "route": "direct", "rank": 3, "alpha": 8.0,
     "negative": "ugly", "updates": 4, "inner_epochs": 2, "samples_per_prompt": 1, "timestep_fraction": 1.0,
-    "clip_range": 1e-9, "advantage_clip": 0.1, "statistics_buffer": 2, "statistics_minimum": 4,
+    "window": (0, 1), "clip_range": 1e-9, "advantage_clip": 0.1, "statistics_buffer": 2, "statistics_minimum": 4,
 }  # fmt: skip
 SAME = {"micro_batch": 3, "checkpointing": True, "checkpoint_every": 3, "checkpoint_minutes": 0, "keep_checkpoints": 1}
 ELSEWHERE = {"validate_every", "validation_pairs", "patience", "watch_drop", "init", "through"}
@@ -180,6 +180,7 @@ def test_through_is_a_setting_of_the_direct_route(tmp_path: Path) -> None:
         ({"updates": 9}, "updates: got 9, expected at most the batch_size 8"),
         ({"samples_per_prompt": 3}, "samples_per_prompt: got 3, expected a divisor of the batch_size 8"),
         ({"statistics_minimum": 5}, "statistics_minimum: got 5, expected at most the statistics_buffer 4"),
+        ({"window": (0, 5)}, r"window: got 0\.\.5, expected 0 <= first < last <= the steps 4"),
         ({"through": 5}, "through: got 5, expected at most the sampling.steps 4"),
         ({"learning_rate": float("inf")}, "learning_rate: got inf, expected a finite number"),
     ],
@@ -191,8 +192,8 @@ def test_what_cannot_be_is_said(settings: dict, words: str) -> None:
 
 def test_a_configuration_reads_back() -> None:
     assert TexForceConfig.from_mapping(QUICK.to_mapping()) == QUICK
-    with pytest.raises(ConfigError, match="window: unknown setting"):
-        TexForceConfig.from_mapping({"window": [0, 1]})
+    with pytest.raises(ConfigError, match="points: unknown setting"):
+        TexForceConfig.from_mapping({"points": 1})
 
 
 # going on
@@ -357,9 +358,13 @@ def test_a_model_whose_encoder_cannot_be_tuned_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_single_sampling_step_draws_nothing(tmp_path: Path) -> None:
-    one = replace(QUICK, sampling=SAMPLING.changed(steps=1))
-    with pytest.raises(ValueError, match=r"Got one sampling step, which draws nothing, expected sampling\.steps of 2"):
-        tuning(tmp_path, one).run()
+    words = (
+        r"of which the first {} draw noise, and none of them from step {} on\. Expected sampling\.steps of 2 or more"
+    )
+    with pytest.raises(ValueError, match=words.format(0, 0)):
+        tuning(tmp_path, replace(QUICK, sampling=SAMPLING.changed(steps=1))).run()
+    with pytest.raises(ValueError, match=words.format(3, 3)):
+        tuning(tmp_path, replace(QUICK, window=(3, 4))).run()
 
 
 def test_rewards_that_are_no_numbers_end_the_run_with_the_best_saved(tmp_path: Path) -> None:

@@ -92,9 +92,8 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
         start = load_text_lora(config.init) if config.init else None
         self._fixed = self._fixed_negative()
         contents = {"prompt": ""} if start is None else {"file": Path(config.init).name, "LoRA": start.digest()}
-        if self._fixed is not None:
-            contents["negative"] = digest_of({"tokens": self._fixed.tokens})
-        return Origin(contents, partial(self._attached, start))
+        beside = {} if self._fixed is None else {"negative embedding": digest_of({"tokens": self._fixed.tokens})}
+        return Origin(contents, partial(self._attached, start), beside)
 
     def _check_window(self, drawing: int) -> None:
         """ValueError where the policy draws in no step that it may learn from."""
@@ -213,7 +212,7 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
         )  # fmt: skip
         with torch.no_grad():
             rewards = score(self.reward, images, prompts).cpu().double()
-        require_finite(self.reward, rewards, prompts)
+        require_finite(self.reward, rewards, prompts, "sampled")
         return Rollout(prompts, states, log_probs, rewards)
 
     def _numbered(self, step: int, rows: range) -> tuple[int, Rollout]:
@@ -245,10 +244,9 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
                 clip=config.clip_range, loss_scale=self.scale.value,
             ),
         )  # fmt: skip
-        record.add("ratio_change", found.ratio_change, len(rows))
-        record.add("clipped", found.clipped, len(rows))
-        if epoch == 0:
-            record.add("kl", self._divergence(rollout, int(indices[0, 0])), len(rows))
+        apart = self._divergence(rollout, int(indices[0, 0])) if epoch == 0 else None
+        for name, value in (("ratio_change", found.ratio_change), ("clipped", found.clipped), ("kl", apart)):
+            record.add(name, value, len(rows))
         return gradients
 
     def _chosen(self, step: int, epoch: int, rows: range, steps: int) -> Tensor:
@@ -306,6 +304,9 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
         from .. import __version__
 
         progress, config = self.progress, self.config
+        training = {"method": "texforce", "route": config.route, "rank": config.rank, "alpha": config.alpha}
+        if progress.changes:
+            training["steps_changed"] = progress.changes
         provenance = Provenance(
             base_model=self.model.name,
             base_digest=self.context["model"]["denoiser"].removeprefix(DIGEST),
@@ -318,7 +319,7 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
             notes={
                 "validation_reward": finite(progress.best_reward),
                 "start_reward": progress.start_reward,
-                "training": {"method": "texforce", "route": config.route, "rank": config.rank, "alpha": config.alpha},
+                "training": training,
             },
             sampling=config.sampling.to_mapping(),
         )

@@ -146,8 +146,9 @@ def _other(name: str, old: str, new: str) -> str:
 def _changed_start(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     if not old or {k: v for k, v in old.items() if k != "file"} == {k: v for k, v in new.items() if k != "file"}:
         return []
-    if "embedding" in old and "embedding" in new:
-        return [f"init: the embedding in {new['file']} is not the one that the run was started with."]
+    kinds = ({*old} & {*new}) - {"file", "prompt"}
+    if kinds:
+        return [f"init: the {kinds.pop()} in {new['file']} is not the one that the run was started with."]
     began, begins = (f"the file {one['file']}" if "file" in one else f"{one['prompt']!r}" for one in (old, new))
     return [f"init: the run was started with {began}, now it is {begins}."]
 

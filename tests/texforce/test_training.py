@@ -12,7 +12,7 @@ import torch
 from doubles import Constant, Curved, Wrapped
 from runs import Steps, records, steps_of
 from small import SmallModel
-from tunable import PROMPTS, QUICK, SAMPLING, TunableSmall, tuning
+from tunable import PROMPTS, QUICK, SAMPLING, TunableSmall, random_lora, tuning
 
 from reneg_core import NegativeEmbedding
 from reneg_core.rewards.mix import RewardMix
@@ -297,10 +297,33 @@ def test_another_run_is_refused_in_words(tmp_path: Path) -> None:
         tuning(first, replace(QUICK, steps=1), model=Told(changed.encoder), resume=True).run()
 
 
+def test_another_start_or_negative_of_the_same_name_is_another_run(tmp_path: Path) -> None:
+    model = TunableSmall()
+    init, negative = tmp_path / "init.safetensors", tmp_path / "negative.safetensors"
+    config = replace(QUICK, steps=1, init=str(init), negative=str(negative))
+
+    def files(seed: int, text: str) -> None:
+        random_lora(model.text_encoders(), 2, seed).save(init)
+        NegativeEmbedding(model.encode([text]).tokens, model.family).save(negative, overwrite=True)
+
+    files(0, "ugly")
+    tuning(tmp_path / "run", config).run()
+    assert tuning(tmp_path / "run", config, resume=True).run().steps == 1
+    files(1, "ugly")
+    with pytest.raises(
+        ValueError, match=r"- init: the LoRA in init\.safetensors is not the one that the run was started"
+    ):
+        tuning(tmp_path / "run", config, resume=True).run()
+    files(0, "grey")
+    with pytest.raises(ValueError, match="- model: the negative embedding is not what the run was started with"):
+        tuning(tmp_path / "run", config, resume=True).run()
+
+
 def test_more_steps_extend_a_run(tmp_path: Path) -> None:
     tuning(tmp_path).run()
     result = tuning(tmp_path, replace(QUICK, steps=6), resume=True).run()
     assert result.steps == 6 and steps_of(tmp_path, "step") == [1, 2, 3, 4, 5, 6]
+    assert result.lora.provenance.notes["training"]["steps_changed"] == [[4, 4, 6]]
 
 
 # many processes
@@ -373,9 +396,9 @@ def test_rewards_that_are_no_numbers_end_the_run_with_the_best_saved(tmp_path: P
 
         def _score(self, images, prompts):
             type(self).calls += 1
-            return super()._score(images, prompts) * (float("nan") if self.calls > 6 else 1)
+            return super()._score(images, prompts) * (float("nan") if self.calls == 4 else 1)
 
-    with pytest.raises(FloatingPointError, match="The reward 'counted' gave nan for"):
+    with pytest.raises(FloatingPointError, match="The reward 'counted' gave nan for a sampled picture"):
         tuning(tmp_path, reward=Broken()).run()
     assert load_text_lora(tmp_path / "best.safetensors").rank == 2
 

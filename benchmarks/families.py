@@ -1,23 +1,24 @@
 """Every model family on a small random pipeline of its real architecture: how far its pictures are from those of
 diffusers' own pipeline, its gradients from finite differences, and what a short training does.
 
-    python benchmarks/families.py [--steps 10]
+    python benchmarks/families.py [--steps 10] [--only ltx zeroscope]
 
 Random weights say nothing about how pictures look; they show that a family's mathematics is right. fp32 on the CPU.
 """
 
 import argparse
 import inspect
+import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import publish, table
+from measure import RESULTS, publish, table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from agreement import SIZE, gradient_error, picture_difference, sampling_of
+from agreement import CLIPS, SIZE, gradient_error, picture_difference, sampling_of
 from pipelines import BUILDERS, build
 
 from reneg_core.backends import DiffusersModel, wrap
@@ -36,6 +37,8 @@ LABELS = {
     "flux": "Flux",
     "flux_guided": "Flux, guidance-distilled",
     "chroma": "Chroma",
+    "ltx": "LTX-Video",
+    "zeroscope": "ZeroScope",
 }
 PROMPTS = Prompts(["a red fox", "blue sea", "the sun", "rain on stone"], ["a green hill", "snow"])
 
@@ -60,6 +63,7 @@ def measured(name: str, steps: int) -> dict[str, Any]:
         "pipeline": type(model.pipeline).__name__,
         "scheduler": type(model.pipeline.scheduler).__name__,
         "parameters": sum(p.numel() for p in model.network.parameters()),
+        **({"clip": [CLIPS[name].frames, CLIPS[name].height, CLIPS[name].width]} if name in CLIPS else {}),
         "lines": len(Path(inspect.getfile(type(model))).read_text(encoding="utf-8").splitlines()),
         "picture_difference": {kind: picture_difference(model, kind) for kind in ("text", "embedding")},
         "gradient_error": {part: [gradient_error(model, part, through) for through in (1, 2)] for part in parts},
@@ -70,9 +74,12 @@ def measured(name: str, steps: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10, help="of the training (%(default)s)")
+    parser.add_argument("--only", nargs="+", choices=BUILDERS, help="measure these, keep the others' figures")
     args = parser.parse_args()
     torch.use_deterministic_algorithms(True)
-    families = {name: measured(name, args.steps) for name in BUILDERS}
+    known = json.loads((RESULTS / "families.json").read_text(encoding="utf-8"))["families"] if args.only else {}
+    chosen = args.only or BUILDERS
+    families = {name: measured(name, args.steps) if name in chosen else known[name] for name in BUILDERS}
     rows = [
         (
             name,

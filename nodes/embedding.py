@@ -149,7 +149,7 @@ class SaveEmbedding(io.ComfyNode):
             return f"Got layout {layout!r}, expected reneg or ltx."
         if filename is not None:
             try:
-                files.safe_name(filename)
+                files.new_name(filename)
             except ValueError as error:
                 return str(error)
         return True

@@ -13,18 +13,9 @@ from .failures import USAGE, explained
 from .text_file import printable
 
 COMMANDS = (
-    "demo",
-    "train",
-    "texforce",
-    "adapt",
-    "infer",
-    "evaluate",
-    "inspect",
-    "convert",
-    "score",
-    "rewards",
-    "comfy",
-)
+    "demo", "train", "texforce", "adapt", "infer", "evaluate", "analyze", "inspect", "transfer", "convert", "score",
+    "rewards", "comfy",
+)  # fmt: skip
 
 DESCRIPTION = """\
 Learn, apply and judge negative embeddings (ReNeg, arXiv 2412.19637).

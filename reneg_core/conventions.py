@@ -37,9 +37,10 @@ FAMILIES = {
     ),
     "sdxl": TextFamily(f"{_CLIPS}, side by side", 2048, 1280, 77, False, "Stable Diffusion XL"),
     "t5-xxl": TextFamily(
-        _T5, 4096, 0, 120, True, "PixArt-alpha, LTX-Video and other T5-v1.1-xxl models", "pixart-alpha_reneg_emb.bin"
+        _T5, 4096, 0, 120, True, "PixArt-alpha and other T5-v1.1-xxl models", "pixart-alpha_reneg_emb.bin"
     ),
     "pixart-sigma": TextFamily(_T5, 4096, 0, 300, True, "PixArt-Sigma", "pixart-alpha_reneg_emb.bin"),
+    "ltx-video": TextFamily(_T5, 4096, 0, 128, True, "LTX-Video", "pixart-alpha_reneg_emb.bin"),
     "flux": TextFamily(_T5, 4096, 768, 512, False, "Flux"),
     "chroma": TextFamily(_T5, 4096, 0, 512, True, "Chroma"),
     "sd3": TextFamily(f"{_CLIPS}, then {_T5}", 4096, 2048, 333, False, "Stable Diffusion 3"),

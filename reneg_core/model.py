@@ -82,7 +82,8 @@ class DiffusionModel(Protocol):
 
     ``name`` is for people and provenance; ``family`` names the text encoder (see
     :data:`reneg_core.embedding.FAMILIES`), ``width`` is its output width D and ``max_tokens`` the longest negative
-    the denoiser takes (None: any); ``device`` is where tensors live.
+    the denoiser takes (None: any); ``device`` is where tensors live. A model of video also has ``frame_rate``, frames a
+    second.
     """
 
     name: str
@@ -102,7 +103,8 @@ class DiffusionModel(Protocol):
     def denoise(
         self, x: Tensor, sigma: Tensor, conditioning: Conditioning, branches: Sequence[Branch] = (Branch.POSITIVE,)
     ) -> Tensor:
-        """Clean estimate ``x0 [B,C,h,w]`` from ``x [B,C,h,w]`` at noise level ``sigma`` (scalar or ``[B]``).
+        """Clean estimate ``x0 [B,C,h,w]`` from ``x [B,C,h,w]`` at noise level ``sigma`` (scalar or ``[B]``); of a video
+        both are ``[B,C,F,h,w]``.
 
         branches: the branch of guidance that each of ``len(branches)`` equal consecutive parts of the rows belongs to;
         hosts and their patches treat the two differently. A joint pass is (NEGATIVE, POSITIVE), negative rows first.
@@ -116,8 +118,8 @@ class DiffusionModel(Protocol):
         ...
 
     def noise(self, seeds: Sequence[int], size: Size = NATIVE) -> Tensor:
-        """Standard normal latents ``[len(seeds),C,h,w]`` for pictures of ``size``. Row i depends on ``seeds[i]`` only:
-        the same on every device and in every batch."""
+        """Standard normal latents ``[len(seeds),C,h,w]`` for pictures of ``size``, ``[len(seeds),C,F,h,w]`` for videos.
+        Row i depends on ``seeds[i]`` only: the same on every device and in every batch."""
         ...
 
     def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -128,8 +130,11 @@ class DiffusionModel(Protocol):
         """The latents to decode made from the state at the schedule's last noise level."""
         ...
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures ``[B,3,H,W]`` in [0,1]; differentiable (the gradient is zero where a pixel saturates)."""
+    def decode(self, latents: Tensor, frames: int = 0) -> Tensor:
+        """Pictures ``[B,3,H,W]`` in [0,1]; differentiable (the gradient is zero where a pixel saturates).
+
+        Of a video ``[B,T,3,H,W]``: all frames, or ``frames`` of them (:func:`reneg_core.clips.evenly`).
+        """
         ...
 
     def checkpointing(self, enabled: bool) -> None:

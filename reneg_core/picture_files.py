@@ -29,7 +29,7 @@ def opened(path: Path) -> Iterator["Picture"]:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # large, or an odd animation: the first frame is read
             with Image.open(path) as picture:
                 yield picture
     except UnidentifiedImageError as error:

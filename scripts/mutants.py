@@ -67,7 +67,9 @@ def verdicts() -> dict[str, dict[str, str]]:
 
 
 def forget() -> None:
-    """Drop the verdicts of mutants that were not noticed, so that they are tried again."""
+    """Drop the verdicts of mutants that were not noticed, so that they are tried again, and which tests are known to
+    reach which function: mutmut adds new tests there, and not new functions."""
+    Path("mutants/mutmut-stats.json").unlink(missing_ok=True)
     for path in walk_mutatable_files():
         data = SourceFileMutationData(path=path)
         data.load()

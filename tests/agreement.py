@@ -14,12 +14,14 @@ from reneg_core.training import Batch, Reach, reward_gradient
 
 PROMPTS, NEGATIVE, SCALE = ["a red circle", "blue"], "ugly blur", 4.0
 SIZE, STEPS = Size(16, 32), 4
+CLIPS = {"zeroscope": Size(16, 32, 3), "ltx": Size(32, 64, 3)}
 DPM = {"pixart", "pixart_told", "pixart_sigma"}
 PIXART = {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 24}
 OPTIONS = {
     **dict.fromkeys(DPM, PIXART),
     "sd3": {"max_sequence_length": 24},
     "chroma": {"max_sequence_length": 24},
+    "ltx": {"max_sequence_length": 24},
     "flux": {"max_sequence_length": 24, "true_cfg_scale": SCALE, "guidance_scale": 3.5},
     "flux_guided": {"max_sequence_length": 24, "true_cfg_scale": SCALE, "guidance_scale": 3.5},
 }
@@ -27,7 +29,8 @@ OPTIONS = {
 
 def sampling_of(model: DiffusersModel, **changes: object) -> Sampling:
     """A few steps on the pipeline's own grid with the solver that it has."""
-    return Sampling("dpmpp_2m" if model.name in DPM else "euler", STEPS, size=SIZE).at_scale(SCALE).changed(**changes)
+    solver = "dpmpp_2m" if model.name in DPM else "euler"
+    return Sampling(solver, STEPS, size=CLIPS.get(model.name, SIZE)).at_scale(SCALE).changed(**changes)
 
 
 def negative_of(model: DiffusersModel) -> Conditioning:
@@ -44,10 +47,12 @@ def ours(model: DiffusersModel, negative: Conditioning, sampling: Sampling) -> T
 def theirs(model: DiffusersModel, steps: int, **text: object) -> Tensor:
     pipe = model.pipeline
     pipe.set_progress_bar_config(disable=True)
-    options = {"guidance_scale": SCALE, "height": SIZE.height, "width": SIZE.width, **OPTIONS.get(model.name, {})}
+    size, video = CLIPS.get(model.name, SIZE), model.name in CLIPS
+    options = {"guidance_scale": SCALE, "height": size.height, "width": size.width, **OPTIONS.get(model.name, {})}
+    options |= {"num_frames": size.frames} if video else {}
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
     found = pipe(num_inference_steps=steps, generator=generators, output_type="pt", **options, **text)
-    return found.images.float()
+    return (found.frames if video else found.images).float()
 
 
 def as_options(model: DiffusersModel, positive: Conditioning, negative: Conditioning) -> dict[str, Tensor]:
@@ -74,7 +79,7 @@ def picture_difference(model: DiffusersModel, kind: str) -> float:
 
 def reward_of(model: DiffusersModel, negative: Conditioning, through: int, of: str = "") -> tuple[float, Tensor | None]:
     """The reward of the estimate ``through`` steps on from pure noise, and its gradient."""
-    batch = Batch(PROMPTS, model.encode(PROMPTS), model.noise([1, 2], SIZE))
+    batch = Batch(PROMPTS, model.encode(PROMPTS), model.noise([1, 2], sampling_of(model).size))
     found = reward_gradient(model, Curved(), batch, negative, sampling_of(model), Reach([0], through))
     return found.rewards.double().sum().item(), getattr(found, of, None)
 

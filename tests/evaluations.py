@@ -91,7 +91,7 @@ class GreyModel:
     ) -> Tensor:
         return conditioning.tokens[:, :1, :1, None].expand_as(x) + 0.01 * x
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, frames: int = 0) -> Tensor:
         return latents.repeat_interleave(2, 2).repeat_interleave(2, 3).expand(-1, 3, -1, -1).clamp(0, 1)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
-from builders import WIDTH, text_config, text_encoder, tokenizer, vae
+from builders import WIDTH, scheduler, text_config, text_encoder, tokenizer, vae
 from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5Tokenizer
 
 LINEAR = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -21,14 +21,14 @@ def t5_tokenizer(max_length: int = 24) -> T5Tokenizer:
     return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=max_length)
 
 
-def t5(words: T5Tokenizer, width: int = WIDTH) -> T5EncoderModel:
+def t5(words: T5Tokenizer, width: int = WIDTH, inner: int | None = None) -> T5EncoderModel:
     """A T5 encoder of two layers, without dropout; its output is about as large as CLIP's."""
     return T5EncoderModel(
         T5Config(
             vocab_size=len(words),
             d_model=width,
             d_kv=8,
-            d_ff=2 * width,
+            d_ff=inner or 2 * width,
             num_layers=2,
             num_heads=4,
             feed_forward_proj="gated-gelu",
@@ -89,20 +89,20 @@ def koala() -> Any:
     return sdxl((0, 2), middle=False)
 
 
-def pixart(kind: str = "PixArtAlphaPipeline", told_size: bool = False) -> Any:
+def pixart(kind: str = "PixArtAlphaPipeline", told_size: bool = False, width: int = WIDTH) -> Any:
     words = t5_tokenizer()
     transformer = diffusers.PixArtTransformer2DModel(
         num_attention_heads=4,
         attention_head_dim=12,
         num_layers=2,
         cross_attention_dim=48,
-        caption_channels=WIDTH,
+        caption_channels=width,
         sample_size=128 if told_size else 8,
         use_additional_conditions=told_size,
     )
     return getattr(diffusers, kind)(
         tokenizer=words,
-        text_encoder=t5(words),
+        text_encoder=t5(words, width, 2 * WIDTH),
         vae=vae(),
         transformer=transformer,
         scheduler=diffusers.DPMSolverMultistepScheduler(**LINEAR),
@@ -204,6 +204,76 @@ def chroma() -> Any:
     )
 
 
+def zeroscope(width: int = WIDTH, tokens: int = 16) -> Any:
+    words = tokenizer(tokens)
+    return diffusers.TextToVideoSDPipeline(
+        vae=vae(),
+        text_encoder=text_encoder(words, width),
+        tokenizer=words,
+        unet=unet_3d(width),
+        scheduler=scheduler(),
+    )
+
+
+def unet_3d(width: int = WIDTH) -> diffusers.UNet3DConditionModel:
+    return diffusers.UNet3DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        cross_attention_dim=width,
+        attention_head_dim=8,
+        norm_num_groups=8,
+    )
+
+
+def ltx(width: int = WIDTH) -> Any:
+    """Latents of two frames and four pixels a side."""
+    words = t5_tokenizer()
+    transformer = diffusers.LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=4,
+        attention_head_dim=12,
+        cross_attention_dim=48,
+        num_layers=2,
+        caption_channels=width,
+    )
+    return diffusers.LTXPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_image_seq_len=4, max_image_seq_len=64, base_shift=0.95, max_shift=2.05,
+            shift_terminal=0.1,
+        ),
+        vae=ltx_vae(),
+        text_encoder=t5(words, width, 2 * WIDTH),
+        tokenizer=words,
+        transformer=transformer,
+    )  # fmt: skip
+
+
+def ltx_vae(**options: object) -> diffusers.AutoencoderKLLTXVideo:
+    """With a mean and a spread of its latents that are no neutral ones."""
+    made = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        down_block_types=("LTXVideoDownBlock3D",) * 2,
+        layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        spatio_temporal_scaling=(True, False),
+        decoder_spatio_temporal_scaling=(True, False),
+        decoder_inject_noise=(False,) * 3,
+        upsample_residual=(False,) * 2,
+        upsample_factor=(1,) * 2,
+        patch_size=2,
+        **options,
+    )
+    made.latents_mean += torch.linspace(-0.3, 0.3, 8)
+    made.latents_std *= torch.linspace(0.5, 1.5, 8)
+    return made
+
+
 BUILDERS: dict[str, Callable[[], Any]] = {
     "sd15": sd15,
     "sd21": sd21,
@@ -216,6 +286,8 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "flux": flux,
     "flux_guided": flux_guided,
     "chroma": chroma,
+    "ltx": ltx,
+    "zeroscope": zeroscope,
 }
 
 

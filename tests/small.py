@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reneg_core.clips import evenly
 from reneg_core.embedding import NegativeEmbedding
 from reneg_core.model import Branch, Conditioning
 from reneg_core.sampling import Sampling, Size
@@ -59,7 +60,7 @@ class SmallModel:
     def finish(self, x: Tensor, sigma: Tensor) -> Tensor:
         return x
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, frames: int = 0) -> Tensor:
         return torch.sigmoid(1.5 * latents)
 
     def checkpointing(self, enabled: bool) -> None:
@@ -77,3 +78,23 @@ def start_of(model: SmallModel, masked: bool = False) -> NegativeEmbedding:
     empty = model.encode([""])
     mask = torch.tensor([[1, 0]]) if masked else None
     return NegativeEmbedding(empty.tokens, model.family, mask, empty.pooled)
+
+
+class SmallVideo(SmallModel):
+    """The same with frames: x0 of frame f is that of the picture times a factor that rises from 0.5 to 1."""
+
+    frame_rate = 8.0
+
+    def noise(self, seeds: Sequence[int], size: Size = Size()) -> Tensor:  # noqa: B008
+        rows = [
+            SmallModel.noise(self, [derive_seed("frame", seed, f) for seed in seeds]) for f in range(size.frames or 5)
+        ]
+        return torch.stack(rows, dim=2)
+
+    def denoise(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, *branches: Any) -> Tensor:
+        level = sigma.reshape(-1).expand(len(x))
+        found = [SmallModel.denoise(self, frame, level, conditioning) for frame in x.unbind(2)]
+        return torch.stack(found, dim=2) * torch.linspace(0.5, 1, len(found))[:, None, None]
+
+    def decode(self, latents: Tensor, frames: int = 0) -> Tensor:
+        return super().decode(latents[:, :, evenly(latents.shape[2], frames)].transpose(1, 2))

@@ -1,6 +1,7 @@
 """Where files are, by the host's rules; names that come from a graph cannot leave these folders."""
 
 import os
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
@@ -10,6 +11,8 @@ REWARDS = "reward_models"
 EMBEDDING_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
 REWARD_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
 NOTHING = "none"
+DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\s*(\.|$)", re.IGNORECASE)
+LONGEST = 200
 PUBLISHED = "The published embeddings are at https://huggingface.co/XiaominDLUT/ReNeg"
 
 
@@ -96,7 +99,7 @@ def prompt_path(name: str) -> Path:
 
 def new_file(name: str) -> Path:
     """A path in output/reneg for ``name``, numbered if it exists; the suffix .safetensors is added."""
-    wanted = safe_name(name.removesuffix(".safetensors"))
+    wanted = new_name(name.removesuffix(".safetensors"))
     path, count = _inside(output_root() / f"{wanted}.safetensors", output_root(), name), 2
     while path.exists():
         path, count = path.with_name(f"{wanted.name}_{count:03d}.safetensors"), count + 1
@@ -105,7 +108,7 @@ def new_file(name: str) -> Path:
 
 def run_folder(name: str) -> Path:
     """output/reneg/``name``, the folder of a training run."""
-    return _inside(output_root() / safe_name(name), output_root(), name)
+    return _inside(output_root() / new_name(name), output_root(), name)
 
 
 def listed_name(path: Path) -> str:
@@ -114,15 +117,27 @@ def listed_name(path: Path) -> str:
 
 
 def safe_name(name: str) -> PurePosixPath:
-    """A relative path of plain parts, or ValueError: nothing absolute, no "..", no drive, no control characters."""
+    """A relative path of plain parts, or ValueError: not absolute, no "..", no drive, no control or half characters."""
     text = name.strip()
     path = PurePosixPath(text)
-    odd = any(ord(c) < 32 or c in '\\:*?"<>|' for c in text) or PureWindowsPath(text).drive
+    odd = any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 or c in '\\:*?"<>|' for c in text) or PureWindowsPath(text).drive
     if not text or odd or path.is_absolute() or not path.name or any(p in ("..", "~") for p in path.parts):
         raise ValueError(
             f"Got the file name {name!r}, expected a plain name or folder/name inside ComfyUI's folders: no absolute "
             'path, no "..", no drive, none of \\ : * ? " < > |.'
         )
+    return path
+
+
+def new_name(name: str) -> PurePosixPath:
+    """A :func:`safe_name` that every system can have, since workflows are shared; ValueError otherwise."""
+    path = safe_name(name)
+    for part in path.parts:
+        if DEVICE.match(part) or part[-1] in ". " or len(os.fsencode(part)) > LONGEST:
+            raise ValueError(
+                f"Got the file name {name!r}, expected a plain name that every system can have: at most {LONGEST} "
+                "bytes, no dot or space at its end, and not the name of a device of Windows (con, nul, com1...)."
+            )
     return path
 
 

@@ -204,7 +204,7 @@ class HostModel(DiffusionModel):
     def finish(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self._sampling.inverse_noise_scaling(sigma.to(x.device), x)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, frames: int = 0) -> Tensor:
         """The VAE's network itself: the host's own decode has no gradient and tiles when memory is short."""
         vae = self._vae
         raw = self._active().inner_model.process_latent_out(latents).to(vae.vae_dtype)

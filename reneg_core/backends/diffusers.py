@@ -6,6 +6,7 @@ levels and predictions are in :mod:`.parameterisation`, the text conventions in 
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -46,7 +47,8 @@ class DiffusersModel(DiffusionModel):
 
     def __init__(self, pipeline: Any, name: str) -> None:
         self.pipeline, self.name = pipeline, name
-        lacking = [part for part, what in pipeline.components.items() if what is None and self._needs(part)]
+        needed = [name for name in pipeline.components if self.has(name) and name not in self.optional]
+        lacking = [name for name in needed if getattr(pipeline, name) is None]
         if lacking:
             raise ValueError(
                 f"Got a {type(pipeline).__name__} without {', '.join(lacking)}, expected a whole pipeline."
@@ -62,10 +64,10 @@ class DiffusersModel(DiffusionModel):
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False).eval()
 
-    def _needs(self, part: str) -> bool:
-        return part.startswith(("text_encoder", "tokenizer", "vae", "scheduler", self.denoiser)) and (
-            part not in self.optional
-        )
+    @classmethod
+    def has(cls, part: str) -> bool:
+        """Whether a pipeline's component is used: safety checkers and the like are not."""
+        return part.startswith(("text_encoder", "tokenizer", "vae", "scheduler", cls.denoiser))
 
     def _parameterisation(self) -> Parameterisation:
         """What the denoiser predicts, by the pipeline's scheduler."""
@@ -81,7 +83,7 @@ class DiffusersModel(DiffusionModel):
         raise NotImplementedError
 
     def _predict(self, x: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        """The denoiser's output ``[B,C,h,w]`` for ``x [B,C,h,w]`` at ``timestep [B]``, all in its own dtype."""
+        """The denoiser's output, as large as ``x [B,C,h,w]`` or ``[B,C,F,h,w]``, at ``timestep [B]``, in its dtype."""
         raise NotImplementedError
 
     def _check_parts(self) -> dict[str, int]:
@@ -92,7 +94,7 @@ class DiffusersModel(DiffusionModel):
         if seen != vae.latent_channels * self.packing:
             raise ValueError(
                 f"Got a denoiser with {seen} input channels and {vae.latent_channels} latent channels; "
-                "expected a plain text-to-image model, no inpainting, depth or control variant."
+                "expected a model of text alone, no inpainting, depth or control variant."
             )
         unread = [name for name in ("latents_mean", "shift_factor") if vae.get(name) is not None]
         if unread and not (self.shifted_vae and unread == ["shift_factor"]):
@@ -149,20 +151,31 @@ class DiffusersModel(DiffusionModel):
 
     def sigmas(self, sampling: Sampling) -> Tensor:
         """The schedule ``[steps+1]`` of ``sampling``, float32 on the CPU; see :mod:`.parameterisation`."""
-        height, width = self._latent_sides(sampling.size)
-        return self.parameterisation.sigmas(sampling, (height // self.patch) * (width // self.patch))
+        tokens = math.prod(self._latent_sides(sampling.size)) // self.patch**2
+        return self.parameterisation.sigmas(sampling, tokens)
 
     def noise(self, seeds: Sequence[int], size: Size = NATIVE) -> Tensor:
-        """Standard normal ``[B,C,h,w]``, float32, drawn on the CPU with one generator per row."""
+        """Standard normal ``[B,C,h,w]`` or ``[B,C,F,h,w]``, float32, drawn on the CPU with one generator per row."""
         shape = (self.pipeline.vae.config.latent_channels, *self._latent_sides(size))
         rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(rows).to(self.device)
 
-    def _latent_sides(self, size: Size) -> tuple[int, int]:
-        """Height and width in latents. Errors: ValueError for sides that the denoiser cannot take, and for frames."""
-        factor = self.pipeline.vae_scale_factor
-        native = (self.network.config.get("sample_size") or self.pipeline.default_sample_size) * factor
-        sides, step = [side or native for side in (size.height, size.width)], factor * self.patch
+    @property
+    def _factor(self) -> int:
+        """Pixels to a latent's side."""
+        return self.pipeline.vae_scale_factor
+
+    def _native_sides(self) -> tuple[int, int]:
+        """Height and width in pixels where none are asked for, as the pipeline's own."""
+        side = (self.network.config.get("sample_size") or self.pipeline.default_sample_size) * self._factor
+        return side, side
+
+    def _latent_sides(self, size: Size) -> tuple[int, ...]:
+        """Height and width in latents, of a video its frames before them. Errors: ValueError for sizes that the
+        denoiser cannot take."""
+        factor = self._factor
+        sides = [side or own for side, own in zip((size.height, size.width), self._native_sides(), strict=True)]
+        step = factor * self.patch
         if any(side < step or side % step for side in sides):
             raise ValueError(f"Got a picture of {sides[0]}x{sides[1]} pixels, expected multiples of {step}.")
         if size.frames not in (None, 1):
@@ -175,11 +188,11 @@ class DiffusersModel(DiffusionModel):
     def finish(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self.parameterisation.finish(x, sigma)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents ``[B,C,h,w]`` to pictures ``[B,3,H,W]`` float32 in [0,1]."""
+    def decode(self, latents: Tensor, frames: int = 0) -> Tensor:
+        """Latents ``[B,C,h,w]`` to pictures ``[B,3,H,W]`` float32 in [0,1]; for videos see :mod:`.video`."""
         vae = self.pipeline.vae
         latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-        return (vae.decode(latents.to(vae.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+        return unit(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
 
     def checkpointing(self, enabled: bool) -> None:
         """Switch activation checkpointing of the denoiser and the VAE decoder."""
@@ -204,6 +217,11 @@ class DiffusersModel(DiffusionModel):
             **{name.replace("_", " "): found for name, found in encoders.items()},
             **{name.replace("_", " "): DIGEST + found for name, found in vocabularies.items()},
         }
+
+
+def unit(pixels: Tensor) -> Tensor:
+    """A VAE's pixels around [-1,1] as float32 in [0,1]."""
+    return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
 
 @contextmanager

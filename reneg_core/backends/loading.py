@@ -13,6 +13,7 @@ import torch
 from .devices import pick_device, pick_dtype
 from .diffusers import DiffusersModel
 from .families import PIPELINES
+from .families.videocrafter import is_denoiser, load_denoiser
 
 SINGLE_FILES = {
     "model.diffusion_model.joint_blocks.": "Stable Diffusion 3",
@@ -31,33 +32,35 @@ def load_model(
     """Load a model of one of the families in :data:`.families.PIPELINES`.
 
     source: ``"tiny"`` (the embedded world), a diffusers pipeline folder, a single ``.safetensors`` checkpoint (Stable
-    Diffusion 1.x, 2.x, XL), or a hub id; device and dtype: see :mod:`.devices`; config: for a single file, the pipeline
-    folder or hub id that holds its configuration and tokenizers (default: the original's, from the hub cache).
+    Diffusion 1.x, 2.x, XL), a folder with VideoCrafter2's UNet, or a hub id; device and dtype: see :mod:`.devices`;
+    config: for a single file, the pipeline folder or hub id that holds its configuration and tokenizers (default: the
+    original's, from the hub cache); for a UNet's folder, the ZeroScope pipeline that it is used in.
     Errors: FileNotFoundError; ValueError for anything that is not such a model, with its name where it has one.
     """
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
-    with _quiet_loading():
+    with quiet_loading():
         pipeline = _load_pipeline(str(source), precision, config)
     return wrap(pipeline.to(target), str(source))
 
 
 def wrap(pipeline: Any, name: str) -> DiffusersModel:
     """A loaded diffusers pipeline as a model; ValueError for a class that is not supported."""
-    return _family(type(pipeline).__name__, name)(pipeline, name)
+    return family_of(type(pipeline).__name__, name)(pipeline, name)
 
 
-def _family(kind: str, source: str) -> type[DiffusersModel]:
+def family_of(kind: str, source: str) -> type[DiffusersModel]:
+    """The family of a pipeline's class; ValueError naming ``source`` for one that is not supported."""
     if kind not in PIPELINES:
         raise ValueError(
-            f"Got {kind} in {source}, which is not supported; expected a text-to-image pipeline of one of the classes "
-            f"{', '.join(PIPELINES)}."
+            f"Got {kind} in {source}, which is not supported; expected a pipeline from text to images or "
+            f"video, of one of the classes {', '.join(PIPELINES)}."
         )
     return PIPELINES[kind]
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """No progress bars for reading local files (downloads from a hub keep theirs), nor the warning that the option
     ``torch_dtype``, the only one that older releases know, is to be called ``dtype``."""
     from diffusers.utils import logging as diffusers_logging
@@ -79,10 +82,13 @@ def _quiet_loading() -> Iterator[None]:
 def _load_pipeline(source: str, dtype: torch.dtype, config: str | Path | None) -> Any:
     import diffusers
 
-    path = _resolve(source)
+    path = resolve(source)
     single = path is not None and path.is_file()
-    kind = _class_name(path, source)
-    options: dict[str, Any] = {"torch_dtype": dtype, **_family(kind, source).load_options}
+    parts: dict[str, Any] = {}
+    if path is not None and path.is_dir() and is_denoiser(path):
+        source, path, parts = *_pipeline_around(path, config), {"unet": load_denoiser(path, dtype)}
+    kind = class_name(path, source)
+    options: dict[str, Any] = {"torch_dtype": dtype, **parts, **family_of(kind, source).load_options}
     try:
         pipeline = getattr(diffusers, kind)
         if single:
@@ -91,10 +97,25 @@ def _load_pipeline(source: str, dtype: torch.dtype, config: str | Path | None) -
         return pipeline.from_pretrained(str(path or source), **options)
     except Exception as error:  # files of another kind, or damaged ones, break the loaders in many ways
         hint = " Try --model-config FOLDER (in a training: model_config=FOLDER), a pipeline folder of its architecture."
-        raise _unreadable(source, error, hint if single and not config else "") from error
+        raise unreadable(source, error, hint if single and not config else "") from error
 
 
-def _unreadable(source: str, error: Exception, hint: str = "") -> ValueError:
+def _pipeline_around(denoiser: Path, config: str | Path | None) -> tuple[str, Path | None]:
+    """The name and the local path of the pipeline that a video denoiser is used in; ValueError for another one's."""
+    if not config:
+        raise ValueError(
+            f"Got {denoiser}, a video denoiser alone, expected the pipeline that it is used in too. Try --model-config "
+            "FOLDER (in a training: model_config=FOLDER) with ZeroScope's."
+        )
+    path = resolve(str(config))
+    kind = class_name(path, str(config))
+    if kind != "TextToVideoSDPipeline":
+        raise ValueError(f"Got {kind} in {config} for the video denoiser {denoiser}, expected TextToVideoSDPipeline.")
+    return str(config), path
+
+
+def unreadable(source: str, error: Exception, hint: str = "") -> ValueError:
+    """What to raise where ``error`` kept ``source`` from being loaded."""
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     return ValueError(
         f"Could not load {source!r} as a model ({reason}). Expected a diffusers pipeline folder, "
@@ -102,7 +123,7 @@ def _unreadable(source: str, error: Exception, hint: str = "") -> ValueError:
     )
 
 
-def _resolve(source: str) -> Path | None:
+def resolve(source: str) -> Path | None:
     """The local path behind ``source``, or None for a hub id; refuses pickles and paths that do not exist."""
     if source == "tiny":
         from ..tiny import pipeline_path
@@ -118,7 +139,7 @@ def _resolve(source: str) -> Path | None:
     return None
 
 
-def _class_name(path: Path | None, source: str) -> str:
+def class_name(path: Path | None, source: str) -> str:
     """The pipeline's class: what its index says, or what a single file's keys show."""
     if path is None:
         from diffusers import DiffusionPipeline
@@ -126,7 +147,7 @@ def _class_name(path: Path | None, source: str) -> str:
         try:
             return str(DiffusionPipeline.load_config(source)["_class_name"])
         except (OSError, ValueError, KeyError) as error:
-            raise _unreadable(source, error) from error
+            raise unreadable(source, error) from error
     if path.is_file():
         return _class_of_file(path)
     index = path / "model_index.json"
@@ -146,7 +167,7 @@ def _class_of_file(path: Path) -> str:
         with safe_open(path, framework="pt") as file:
             keys = list(file.keys())
     except SafetensorError as error:
-        raise _unreadable(str(path), error) from error
+        raise unreadable(str(path), error) from error
     found = next((kind for start, kind in SINGLE_FILES.items() if any(key.startswith(start) for key in keys)), None)
     if found not in PIPELINES:
         what = f"a single file of {found}" if found else "a single file without the parts of a whole checkpoint"

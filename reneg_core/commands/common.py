@@ -39,7 +39,7 @@ def add_model_options(parser: argparse.ArgumentParser, model: str = "tiny", dtyp
         "--model-config",
         default=None,
         metavar="FOLDER",
-        help="for a single file: pipeline folder with its configuration",
+        help="for a single file: pipeline folder with its configuration; for VideoCrafter2's UNet: ZeroScope's folder",
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (%(default)s)")
     group.add_argument(
@@ -74,6 +74,7 @@ SAMPLING_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "guidance_rescale": (finite_number(0, 1), "give the guided estimate back its spread, 0 (off) to 1"),
     "height": (whole_number(1, MOST), "pixels; the model's own without it"),
     "width": (whole_number(1, MOST), "pixels; the model's own without it"),
+    "frames": (whole_number(1, MOST), "of a video; the model's own without it"),
 }
 """What of a :class:`~reneg_core.sampling.Sampling` the command line can say, under the names of its mapping."""
 

@@ -1,4 +1,4 @@
-"""``reneg infer``: make pictures with a learned, a written or no negative."""
+"""``reneg infer``: make pictures or clips with a learned, a written or no negative."""
 
 import argparse
 import json
@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ..clip_files import FORMATS, check_format, write_clip
 from ..embedding import NegativeEmbedding, load_embedding
 from ..files import check_folder, write_picture
 from ..model import Conditioning, DiffusionModel
@@ -28,7 +30,8 @@ Make pictures. --prompt-type says what stands in the negative branch:
   neg_prompt   the text of --negative-prompt (default: the handcrafted one that ReNeg is compared with)
   only_pos     the empty prompt
 
-An embedding's file says which sampling it was learned for; without options that one is used.
+An embedding's file says which sampling it was learned for; without options that one is used. Models of video make
+clips, which are written as GIF or MP4.
 
   reneg infer --model sd15/ --neg-embedding sd1.5_reneg_emb.bin --prompt "a red fox in the snow"
 """
@@ -36,7 +39,10 @@ An embedding's file says which sampling it was learned for; without options that
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
-        "infer", help="make pictures", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        "infer",
+        help="make pictures or clips",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(parser, dtype="fp32")
     add_sampling_options(
@@ -54,12 +60,14 @@ def add_parser(subparsers: Any) -> None:
         "--seed", type=whole_number(0), default=42, help="of the first picture; the next count up (%(default)s)"
     )
     parser.add_argument("--images-per-prompt", type=whole_number(1, MOST), default=1)
+    parser.add_argument("--clip", choices=FORMATS, default="gif", help="how clips are written (%(default)s)")
     parser.add_argument("--output", default="pictures", help="folder (%(default)s)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write one PNG per picture, with its settings in the file, and print their paths."""
+    """Write one PNG per picture or one file per clip, with its settings in the file, and print their paths."""
+    check_format(args.clip)
     args.batch_size = args.batch_size or default_batch_size(args.model)
     prompts = args.prompt or read_prompts(args.prompts, "test", args.model)
     if args.prompt_type == "neg_emb" and not args.neg_embedding:
@@ -93,10 +101,6 @@ def _draw(
     sampling: Sampling,
     args: argparse.Namespace,
 ) -> list[Path]:
-    from PIL.PngImagePlugin import PngInfo
-
-    from ..evaluation import to_image
-
     negative, paths = negative_of(model, embedding, args), []
     folder = Path(args.output)
     for first in range(0, len(jobs), args.batch_size):
@@ -104,10 +108,21 @@ def _draw(
         noise = model.noise(seeds, sampling.size)
         latents = sample(model, model.encode(prompts), negative, noise, sampling)
         for offset, image in enumerate(model.decode(latents)):
-            info = PngInfo()
             settings = {name: getattr(args, name) for name in ("model", "prompt_type", "neg_embedding")}
             settings |= {**sampling.to_mapping(), "prompt": prompts[offset], "seed": seeds[offset]}
-            info.add_text("reneg", json.dumps(settings))
-            name = f"{first + offset:05d}-{args.prompt_type}-seed{seeds[offset]}.png"
-            paths.append(write_picture(folder / name, to_image(image), pnginfo=info))
+            name = f"{first + offset:05d}-{args.prompt_type}-seed{seeds[offset]}"
+            paths.append(_written(folder / name, image, json.dumps(settings), args.clip, model))
     return paths
+
+
+def _written(path: Path, image: Tensor, settings: str, clip: str, model: DiffusionModel) -> Path:
+    """A picture ``[3,H,W]`` or a clip ``[T,3,H,W]`` with its settings, at ``path`` and a suffix."""
+    from PIL.PngImagePlugin import PngInfo
+
+    from ..evaluation import to_image
+
+    if image.ndim == 4:
+        return write_clip(f"{path}.{clip}", image, model.frame_rate, settings)
+    info = PngInfo()
+    info.add_text("reneg", settings)
+    return write_picture(f"{path}.png", to_image(image), pnginfo=info)

@@ -15,6 +15,7 @@ from ..model import DiffusionModel
 from ..rewards import Reward, load_reward
 from ..rewards.precision import PRECISIONS
 from ..training import Prompts, Run, Session, split_prompts
+from ..training.footprint import Footprint, Step, fits, footprint
 from ..training.rehearsal import Rehearsal, rehearse
 from ..training.run_config import JobConfig, RunConfig, load_run_config, recipe_names
 from ..training.run_folder import RunFolder
@@ -188,6 +189,8 @@ def report_dry_run(config: JobConfig, job: Job, found: Rehearsal) -> int:
     print(f"model {model.name}: {model.family}, width {model.width}, on {model.device}")
     print(f"prompts: {len(job.prompts.train)} for training, {len(job.prompts.validation)} for validation")
     print(f"memory: {memory} at micro_batch {found.micro_batch}; {found.kept / mib:,.0f} MiB activations a sample")
+    for line in memory_lines(config, job) if isinstance(config, RunConfig) else ():
+        print(line)
     print(
         f"time:   about {found.step:,.1f} s a step and {found.validation:,.1f} s a validation, "
         f"{_duration(found.total)} in all without loading (mean of {found.parts} micro-batches of first steps and of "
@@ -195,6 +198,23 @@ def report_dry_run(config: JobConfig, job: Job, found: Rehearsal) -> int:
     )
     print("checked: settings, prompts, weights, start, rewards and their gradient, room in the output folder")
     return 0
+
+
+def memory_lines(config: RunConfig, job: Job) -> list[str]:
+    """What a step takes at this size by its tensors' shapes, and the micro-batches that cards of some sizes hold."""
+    left = config.sampling.steps - config.gradient_window[0]
+    heaviest = min(config.through or left, left)
+
+    def of(rows: int, recompute: bool) -> Footprint:
+        return footprint(job.model, job.reward, Step(rows, config.sampling, heaviest, recompute, config.judged_frames))
+
+    here = of(config.micro_batch, config.checkpointing)
+    lines = [f"        {here.peak / 2**20:,.0f} MiB computed for micro_batch {config.micro_batch}; what fits a card:"]
+    for recompute in (False, True):
+        sizes = fits(lambda rows, recompute=recompute: of(rows, recompute))
+        held = ", ".join(f"{card} GB {rows or 'nothing'}" for card, rows in sizes.items())
+        lines.append(f"        checkpointing={str(recompute).lower()}: micro_batch at most {held}")
+    return lines
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from ..text_file import prompt_fault
 from ..typed import shown
 
 MOST = 10_000
-"""Of pictures per prompt, steps and pixels; more is a slip of the keyboard that would fill the memory."""
+"""Of pictures per prompt, steps, pixels and frames; more is a slip of the keyboard that would fill the memory."""
 
 
 def whole_number(low: int, high: int = 2**63) -> Callable[[str], int]:

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..clips import FRAMES, by_picture
 from ..model import Conditioning, DiffusionModel
 from ..sampling import Sampling, sample
 from .pairs import Pairs
 from .results import RESERVED, Evaluation, Pictures, baseline_of, judge_of, subject_of
 
 Measure = Callable[[Tensor, list[str]], Tensor]
-"""Images ``[B,3,H,W]`` in [0,1] and B prompts to ``[B]`` numbers, higher is better: a reward's ``score``, for one."""
+"""Images ``[B,3,H,W]`` in [0,1] and B prompts to ``[B]`` numbers, higher is better: a reward's ``score``, for one. A
+video is judged by the mean over ``FRAMES`` of its frames, evenly spaced, which are also what is kept of it."""
 
 PartsMeasure = Callable[[Tensor, list[str]], Mapping[str, Tensor]]
 """The same to the parts that a measure is made of, each ``[B]``, higher is better."""
@@ -254,17 +256,19 @@ def _draw(model: DiffusionModel, plan: _Plan, rows: range) -> Iterator[tuple[str
         negative = mode.negative if len(mode.negative) == 1 else mode.negative[rows.start : rows.stop]
         own, said = (mode.model, mode.model.encode(prompts)) if mode.model else (model, positive)
         latents = sample(own, said, negative.to(model.device), noise, plan.sampling_of(mode))
-        yield name, own.decode(latents)
+        yield name, own.decode(latents, FRAMES)
 
 
 def _judge(plan: _Plan, result: _Result, mode: str, rows: range, images: Tensor) -> None:
     prompts = [plan.pairs.pair(index)[0] for index in rows]
     for measure, score in plan.measures.items():
-        result.scores[measure][mode] += _checked(plan, f"measure {measure!r}", mode, rows, score(images, prompts))
+        result.scores[measure][mode] += _checked(
+            plan, f"measure {measure!r}", mode, rows, by_picture(score, images, prompts)
+        )
     for measure, split in plan.parts.items():
         found = {
             part: _checked(plan, f"part {part!r} of {measure!r}", mode, rows, values)
-            for part, values in split(images, prompts).items()
+            for part, values in by_picture(split, images, prompts).items()
         }
         result.add_parts(measure, mode, found)
 

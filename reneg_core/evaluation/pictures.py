@@ -1,10 +1,14 @@
 """Pictures side by side: grids with labels, drawn with PIL alone; the lettering is matplotlib's DejaVu Sans."""
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+
+from ..clips import FRAMES, evenly
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -14,13 +18,25 @@ INK, FAINT, RULE = "#1f2328", "#656d76", "#d0d7de"
 
 
 def to_image(picture: Tensor) -> "Image":
-    """A picture ``[3,H,W]`` in [0,1] as an 8-bit PIL image; values outside are clamped."""
+    """A picture ``[3,H,W]`` in [0,1] as an 8-bit PIL image, a clip ``[T,3,H,W]`` as a :func:`sheet`; values outside are
+    clamped."""
     from PIL import Image
 
-    if picture.ndim != 3 or picture.shape[0] != 3:
-        raise ValueError(f"Got a picture of shape {list(picture.shape)}, expected [3, height, width].")
+    if picture.ndim not in (3, 4) or picture.shape[-3] != 3 or not picture.numel():
+        got = list(picture.shape)
+        raise ValueError(f"Got a picture of shape {got}, expected [3, height, width] (clips: [frames, 3, ...]).")
+    picture = sheet(picture) if picture.ndim == 4 else picture
     pixels = picture.detach().float().cpu().clamp(0, 1).mul(255).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def sheet(clip: Tensor) -> Tensor:
+    """Frames of a clip ``[T,3,H,W]``, evenly spaced, as a picture ``[3,h,w]``, row by row; places left are white."""
+    chosen = clip[evenly(len(clip), FRAMES)]
+    columns = math.ceil(math.sqrt(len(chosen)))
+    blank = torch.ones_like(chosen[:1]).expand(-len(chosen) % columns, -1, -1, -1)
+    rows = torch.cat([chosen, blank]).unflatten(0, (-1, columns))
+    return rows.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
 
 
 def enlarge(image: "Image", side: int) -> "Image":
@@ -45,9 +61,9 @@ def grid(
 ) -> "Image":
     """A labelled table of pictures on white.
 
-    rows: pictures ``[3,H,W]`` in [0,1], all of one size; row_labels: wrapped to fit, text after a line break is a
-    second paragraph in grey; captions: a short text under each picture; side: longer side of a drawn picture in
-    pixels (small pictures are enlarged by a whole factor, without smoothing).
+    rows: pictures ``[3,H,W]`` in [0,1] or clips ``[T,3,H,W]``, all of one size; row_labels: wrapped to fit, text after
+    a line break is a second paragraph in grey; captions: a short text under each picture; side: longer side of a drawn
+    picture in pixels (small pictures are enlarged by a whole factor, without smoothing).
     Errors: ValueError for no pictures, rows of different lengths, label counts that do not fit, unequal sizes.
     """
     from PIL import Image, ImageDraw

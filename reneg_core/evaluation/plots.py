@@ -175,6 +175,35 @@ def parts(evaluation: Evaluation, measure: str) -> "Image":
     return _rendered(figure)
 
 
+def efficiency(
+    evaluation: Evaluation, curves: Mapping[str, Sequence[tuple[int, float]]], parameters: Mapping[str, int]
+) -> "Image":
+    """What several ways of training reach: the validation reward by step, and the deciding measure's mean with its
+    interval over the number of trained parameters (logarithmic), with the baseline as a line.
+
+    curves, parameters: (step, reward) and numbers trained, by mode of ``evaluation``.
+    """
+    figure = _figure(9.5, 3.8)
+    left, right = figure.subplots(1, 2)
+    for i, (mode, curve) in enumerate(curves.items()):
+        colour, mean = COLOURS[i + 1], evaluation.mean(evaluation.judge, mode)
+        style = {"color": colour, "linewidth": 2, "marker": "o", "markersize": 4}
+        left.plot(*zip(*curve, strict=True), label=evaluation.label(mode), **style)
+        if mean.interval:
+            right.plot([parameters[mode]] * 2, mean.interval, color=colour, linewidth=3, alpha=0.55)
+        right.plot(parameters[mode], mean.value, "o", color=colour, markersize=8)
+    low = evaluation.mean(evaluation.judge, evaluation.rival).value
+    right.axhline(low, color=COLOURS[0], linewidth=1.2, linestyle="--", label=evaluation.label(evaluation.rival))
+    right.set_xscale("log")
+    right.margins(x=0.15)
+    for axes, across, up in ((left, "step", "validation reward"), (right, "parameters trained", "")):
+        _dress(axes, up)
+        axes.set_xlabel(across, fontsize=10, color=INK)
+        axes.legend(fontsize=9, frameon=False, labelcolor=INK)
+    _title(right, f"{evaluation.label(evaluation.judge)}; {100 * evaluation.confidence:g} % intervals")
+    return _rendered(figure)
+
+
 def _title(axes: Any, text: str) -> None:
     axes.set_title("\n".join(wrap(text, 290, 14)), fontsize=10.5, color=INK, loc="left", parse_math=False)
 

@@ -99,7 +99,8 @@ def _captions(evaluation: Evaluation, modes: Iterable[str], place: tuple[int, in
 
 
 def _side(kept: Pictures) -> int:
-    return 160 if max(next(iter(kept.images.values())).shape[-2:]) <= 160 else 256
+    images = next(iter(kept.images.values()))
+    return 320 if images.ndim == 5 else 160 if max(images.shape[-2:]) <= 160 else 256
 
 
 def _pictures(evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> dict[str, "Image"]:

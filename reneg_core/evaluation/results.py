@@ -37,7 +37,7 @@ RESERVED = (
 @dataclass(frozen=True)
 class Pictures:
     """Pictures kept: ``pairs`` are (prompt index, noise index); ``images`` maps each mode to ``[len(pairs),3,H,W]``
-    float32 in [0,1] on the CPU."""
+    (of a video the judged frames, ``[len(pairs),T,3,H,W]``) float32 in [0,1] on the CPU."""
 
     pairs: tuple[tuple[int, int], ...] = ()
     images: Mapping[str, Tensor] = field(default_factory=dict)

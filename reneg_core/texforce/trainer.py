@@ -208,7 +208,7 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
         branches = Branches(said.positive.detach(), said.negative.detach())
         states, log_probs, images = roll_out(
             self.model, branches.positive, branches.negative, self._noise(step, rows), self.config.sampling,
-            partial(self._noise, step, rows),
+            partial(self._noise, step, rows), self.config.judged_frames,
         )  # fmt: skip
         with torch.no_grad():
             rewards = score(self.reward, images, prompts).cpu().double()
@@ -279,7 +279,7 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
             list(self.adapter.parameters.values()),
             lambda branches: direct_gradient(
                 self.model, branches, self.reward, prompts, self._noise(step, rows), config.sampling,
-                through=config.through, loss_scale=self.scale.value,
+                through=config.through, loss_scale=self.scale.value, frames=config.judged_frames,
             ),
         )  # fmt: skip
         total += rewards.sum().cpu().double()

@@ -29,7 +29,8 @@ class AdaptResult:
 
     negatives: tokens ``[N,L,D]`` (and mask, pooled of N rows) on the CPU; start_rewards, rewards: ``[N]`` of the
     finished picture before and after, rewards >= start_rewards; steps: ``[N]`` int64, the step each best came from;
-    images: ``[N,3,H,W]``, the finished pictures of the best iterates; sampling: how those were made.
+    images: ``[N,3,H,W]``, the finished pictures of the best iterates (of a video its judged frames ``[N,T,3,H,W]``);
+    sampling: how those were made.
     """
 
     negatives: Conditioning
@@ -197,7 +198,7 @@ def _visit(
     if step == config.steps:
         return *_finished(model, reward, batch, negative, config), None
     points = schedule.gradient_points(config.window_of(config.sampling), config.points, "adapt", step)
-    reach = Reach(points, config.through, complete=True, loss_scale=loss_scale)
+    reach = Reach(points, config.through, complete=True, loss_scale=loss_scale, frames=config.judged_frames)
     found = reward_gradient(model, reward, batch, negative, config.sampling, reach)
     return found.images.cpu(), found.final_rewards.cpu(), found.tokens.cpu()
 
@@ -207,5 +208,6 @@ def _finished(
     model: DiffusionModel, reward: Reward, batch: Batch, negative: Conditioning, config: AdaptConfig
 ) -> tuple[Tensor, Tensor]:
     """The finished pictures and their rewards, on the CPU."""
-    images = model.decode(sample(model, batch.positive, negative, batch.noise, config.sampling))
+    latents = sample(model, batch.positive, negative, batch.noise, config.sampling)
+    images = model.decode(latents, config.judged_frames)
     return images.cpu(), score(reward, images, batch.prompts).cpu()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..clips import by_picture
 from ..rewards import Reward
 from .memory import is_out_of_memory
 
@@ -17,7 +18,8 @@ class PicturesNotFinite(FloatingPointError):
 
 
 def score(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """``reward.score`` of ``images [B,3,H,W]``: ``[B]``, differentiable where the reward is.
+    """``reward.score`` of pictures ``[B,3,H,W]``, of clips ``[B,T,3,H,W]`` its mean over the frames: ``[B]``,
+    differentiable where the reward is.
 
     Errors: :class:`PicturesNotFinite`; ValueError naming the reward for what its own code raises, and for scores
     without a gradient of pictures that need one. Running out of memory and a host's interruption pass unchanged.
@@ -28,7 +30,7 @@ def score(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
             "lower learning rate."
         )
     try:
-        scores = reward.score(images, list(prompts))
+        scores = by_picture(reward.score, images, prompts)
     except FAILURES as error:
         if is_out_of_memory(error):
             raise

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..clips import FRAMES
 from ..model import Branch, Conditioning, DiffusionModel
 from ..rewards import Reward
 from ..sampling import Sampling, State, advance, check_branches, guided_denoise
@@ -24,7 +25,7 @@ from .judging import score
 
 @dataclass(frozen=True)
 class Batch:
-    """What is drawn: B prompts, their conditioning of B rows (or 1 for all), standard normal noise ``[B,C,h,w]``."""
+    """What is drawn: B prompts, their conditioning of B rows (or 1 for all), the model's noise of B rows."""
 
     prompts: Sequence[str]
     positive: Conditioning
@@ -37,13 +38,15 @@ class Reach:
 
     points: step indices at which recording starts; through: denoising steps recorded from each point on, fewer at the
     schedule's end (1 = the estimate at the point, the paper's; 0 = to the finished picture); complete: integrate to the
-    end and score the finished picture too; loss_scale: factor on the reward in the backward pass, for half precision.
+    end and score the finished picture too; loss_scale: factor on the reward in the backward pass, for half precision;
+    frames: of a video, so many are decoded and the reward is their mean (0 = all).
     """
 
     points: Sequence[int]
     through: int = 1
     complete: bool = False
     loss_scale: float = 1.0
+    frames: int = FRAMES
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class RewardGradient:
 
     tokens: gradient of the summed reward, shape of the negative's tokens (1 row: summed over the batch; B rows: one
     each), averaged over the points; pooled: likewise or None; rewards: ``[points, B]`` of the estimates;
-    images: ``[B,3,H,W]``, the last point's estimate, or the finished picture if the trajectory was completed;
+    images: ``[B,3,H,W]`` (a video's frames ``[B,T,3,H,W]``), the last point's estimate, or the finished picture if the
+    trajectory was completed;
     final_rewards: ``[B]`` of the finished picture, or None.
     """
 
@@ -79,7 +83,7 @@ def reward_gradient(
     leaves = Conditioning(negative.tokens.detach(), negative.mask, _detached(negative.pooled))
     parameters = [t.requires_grad_() for t in (leaves.tokens, leaves.pooled) if t is not None]
     totals = [torch.zeros_like(parameter) for parameter in parameters]
-    way = _Way(model, sigmas, batch.positive, leaves, sampling)
+    way = Way(model, sigmas, batch.positive, leaves, sampling)
     rewards, images = [], None
     with torch.no_grad():
         state = State(model.start(batch.noise, sigmas[0]))
@@ -87,7 +91,7 @@ def reward_gradient(
             if index in points:
                 with torch.enable_grad():
                     x0 = way.recorded(state)
-                    images = model.decode(way.ahead(state, x0, reach.through))
+                    images = model.decode(way.ahead(state, x0, reach.through), reach.frames)
                     scores = score(reward, images, list(batch.prompts))
                     parts = torch.autograd.grad(scores.sum() * reach.loss_scale, parameters)
                 x0, images = x0.detach(), images.detach()
@@ -100,14 +104,14 @@ def reward_gradient(
                 state = advance(state, x0, sigmas, sampling.solver)
         final = None
         if reach.complete:
-            images = model.decode(model.finish(state.x, sigmas[-1]))
+            images = model.decode(model.finish(state.x, sigmas[-1]), reach.frames)
             final = score(reward, images, batch.prompts)
     pooled = totals[1] if len(totals) > 1 else None
     return RewardGradient(totals[0], pooled, torch.stack(rewards), images, final)
 
 
 @dataclass(frozen=True)
-class _Way:
+class Way:
     """The guided trajectory: how x0 follows from a state."""
 
     model: DiffusionModel

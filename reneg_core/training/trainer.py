@@ -77,7 +77,7 @@ class Trainer(Run[TrainConfig, Learner, TrainResult]):
         config, model = self.config, self.model
         sampling = config.jitter.draw(config.sampling, config.seed, step)
         points = schedule.gradient_points(config.window_of(sampling), config.points, config.seed, step)
-        reach = Reach(points, config.through, loss_scale=self.scale.value)
+        reach = Reach(points, config.through, loss_scale=self.scale.value, frames=config.judged_frames)
         prompts = schedule.batch_prompts(self.prompts.train, config.seed, step, config.batch_size, rows)
         noise = model.noise(schedule.noise_seeds(config.seed, step, rows), sampling.size)
         batch = Batch(prompts, model.encode(prompts), noise)

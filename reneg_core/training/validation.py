@@ -25,7 +25,8 @@ Parts = Callable[[range, Callable[[range], Any]], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Found:
-    """Mean rewards over all pairs of all processes, and this process's first pictures ``[n,3,H,W]`` (or None)."""
+    """Mean rewards over all pairs of all processes, and this process's first pictures ``[n,3,H,W]`` (or None; of
+    a video its judged frames)."""
 
     reward: float
     watch: float | None
@@ -59,7 +60,8 @@ class Validator:
         def work(rows: range) -> tuple[Tensor, Tensor, list[str]]:
             prompts, seeds = self.pairs(rows)
             noise = model.noise(seeds, sampling.size)
-            images = model.decode(sample(model, model.encode(prompts), negative, noise, sampling))
+            latents = sample(model, model.encode(prompts), negative, noise, sampling)
+            images = model.decode(latents, self.config.judged_frames)
             return self._sums(images, prompts), images.cpu(), prompts
 
         for part, images, prompts in parts(range(count), work):

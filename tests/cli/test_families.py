@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 from pipelines import build
 
 from reneg_core import Conditioning, load_embedding
 from reneg_core.backends import load_model
 from reneg_core.cli import main
+from reneg_core.clip_files import write_clip
 from reneg_core.evaluation import to_image
+from reneg_core.files import write_picture
 from reneg_core.sampling import sample
 
 TRAIN = [
@@ -27,7 +29,10 @@ READS = {
     "sd3": ("pooled",),
     "flux": ("pooled",),
     "chroma": ("mask",),
+    "ltx": ("mask",),
+    "zeroscope": (),
 }
+VIDEO = ("ltx", "zeroscope")
 
 
 @pytest.fixture(params=READS)
@@ -40,7 +45,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_train_evaluate_and_infer(folder: Path) -> None:
     run, prompts = folder.parent / "run", str(folder.parent / "prompts.txt")
-    assert main(["train", *TRAIN, f"model={folder}", f"prompts={prompts}", f"output={run}"]) == 0
+    frames = ["sampling.frames=3", "judged_frames=2"] if folder.name in VIDEO else []
+    assert main(["train", *TRAIN, *frames, f"model={folder}", f"prompts={prompts}", f"output={run}"]) == 0
     file, model = run / "negative.safetensors", load_model(folder, device="cpu")
     learned, null = load_embedding(file), model.encode([""])
     assert learned.family == model.family and learned.length == null.tokens.shape[1]
@@ -51,7 +57,7 @@ def test_train_evaluate_and_infer(folder: Path) -> None:
     assert (learned.mask is not None) == ("mask" in READS[folder.name])
     assert learned.mask is None or (learned.mask.all() and not null.mask.all())
     compare(folder, file, prompts)
-    assert drawn_by_infer(folder, file) == drawn(model, learned.conditioning(), learned.sampling)
+    assert drawn_by_infer(folder, file) == drawn(model, learned.conditioning(), learned.sampling, folder.parent)
 
 
 def compare(folder: Path, file: Path, prompts: str) -> None:
@@ -64,16 +70,25 @@ def compare(folder: Path, file: Path, prompts: str) -> None:
     assert len({round(mean, 7) for mean in means.values()}) == 4 and means["adapted"] >= means["embedding"]
 
 
-def drawn_by_infer(folder: Path, file: Path) -> bytes:
+def drawn_by_infer(folder: Path, file: Path) -> list[bytes]:
     out = folder.parent / "out"
     command = ["infer", "--model", str(folder), "--prompt", "a fox", "--neg-embedding", str(file)]
     assert main([*command, "--output", str(out)]) == 0
     [path] = out.iterdir()
-    with Image.open(path) as picture:
-        return picture.tobytes()
+    assert path.suffix == (".gif" if folder.name in VIDEO else ".png")
+    return frames_of(path)
 
 
 @torch.no_grad()
-def drawn(model, negative: Conditioning, sampling) -> bytes:
+def drawn(model, negative: Conditioning, sampling, folder: Path) -> list[bytes]:
     latents = sample(model, model.encode(["a fox"]), negative, model.noise([42], sampling.size), sampling)
-    return to_image(model.decode(latents)[0]).tobytes()
+    images = model.decode(latents)
+    if images.ndim == 5:
+        assert images.shape[1] == 3
+        return frames_of(write_clip(folder / "clip.gif", images[0], model.frame_rate))
+    return frames_of(write_picture(folder / "picture.png", to_image(images[0])))
+
+
+def frames_of(path: Path) -> list[bytes]:
+    with Image.open(path) as picture:
+        return [frame.convert("RGB").tobytes() for frame in ImageSequence.Iterator(picture)]

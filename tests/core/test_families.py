@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from agreement import NEGATIVE, SIZE, gradient_error, negative_of, ours, picture_difference, sampling_of
+from agreement import CLIPS, NEGATIVE, SIZE, gradient_error, negative_of, ours, picture_difference, sampling_of
 from pipelines import BUILDERS, build
 
 from reneg_core.backends import DiffusersModel, wrap
@@ -36,7 +36,8 @@ def test_the_negative_is_seen_in_the_picture(family: DiffusersModel) -> None:
         ours(family, negative, sampling_of(family))
         for negative in (family.encode([NEGATIVE]), negative_of(family), family.encode([""]))
     )
-    assert text.shape == (2, 3, SIZE.height, SIZE.width)
+    size = CLIPS.get(family.name, SIZE)
+    assert text.shape == (2, *([size.frames] if size.frames else []), 3, size.height, size.width)
     assert (text - null).abs().max() > 1e-2 and (learned - null).abs().max() > 1e-2
 
 
@@ -63,6 +64,7 @@ def test_recomputing_activations_leaves_the_gradient_as_it_is(family: DiffusersM
         ("sd3", "tokenizer_3", 16 + 256),
         ("flux", "tokenizer_2", 512),
         ("chroma", "tokenizer", 512),
+        ("ltx", "tokenizer", 128),
     ],
 )
 def test_prompts_are_padded_to_the_conventions_length(name: str, tokenizer: str, length: int) -> None:

@@ -20,8 +20,8 @@ from reneg_core.sampling import Sampling, Size
 
 
 def test_another_pipeline_is_refused_by_its_name_before_it_is_loaded(tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "TextToVideoSDPipeline"}))
-    with pytest.raises(ValueError, match=r"Got TextToVideoSDPipeline in .*, which is not supported; expected .*Flux"):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "MochiPipeline"}))
+    with pytest.raises(ValueError, match=r"Got MochiPipeline in .*, which is not supported; expected .*Flux"):
         load_model(tmp_path, device="cpu")
     (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(ValueError, match=r"Got an unreadable .*model_index.json"):

@@ -1,6 +1,9 @@
 """Evaluation on a model with a closed form: every picture is one grey level that can be worked out by hand."""
 
+import platform
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from evaluations import GreyModel, grey, level
 from torch import Tensor
 
 from reneg_core.evaluation import Evaluation, Keep, Mode, Pairs, evaluate
+from reneg_core.evaluation.compare import _Losses, versions
 from reneg_core.model import Conditioning
 from reneg_core.rewards.smoke import Brightness
 from reneg_core.sampling import Sampling, Size, sample
@@ -91,9 +95,20 @@ def test_settings_say_how_to_do_it_again() -> None:
     found = run(sampling=Sampling("dpmpp_2m", 2, "karras", size=Size(6, 8)).at_scale(2))
     assert found.settings["model"] == "grey" and found.settings["solver"] == "dpmpp_2m"
     assert [found.settings[key] for key in ("steps", "spacing", "guidance_scale")] == [2, "karras", 2]
-    assert (found.settings["height"], found.settings["width"]) == (6, 8)
+    assert (found.settings["height"], found.settings["width"], found.settings["device"]) == (6, 8, "cpu")
     assert run().settings["height"] == 4, "the size that came out, where none was asked for"
-    assert found.labels == {"none": "empty prompt"} and "torch" in found.versions
+    assert found.labels == {"none": "empty prompt"} and found.versions == versions()
+
+
+def test_versions_are_those_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package == "torch":
+            raise PackageNotFoundError
+        return f"{package} 1"
+
+    monkeypatch.setattr("reneg_core.evaluation.compare.version", version)
+    others = {package: f"{package} 1" for package in ("reneg", "diffusers", "transformers")}
+    assert versions() == {"python": platform.python_version()} | others
 
 
 def test_kept_pictures_are_evenly_spaced_and_right() -> None:
@@ -124,6 +139,15 @@ def test_losses_are_judged_by_the_independent_measure() -> None:
     assert len(run(measures=measures, keep=Keep(losses=9)).losses.pairs) == 6
     assert run(keep=Keep(losses=9)).losses.pairs == ()
     assert run(modes={"none": MODES["none"]}, keep=Keep(losses=9)).losses.pairs == ()
+
+
+def test_losses_hold_two_modes_and_no_more_pictures_than_asked_for() -> None:
+    plan = _Losses("embedding", "none", "m", 1)
+    assert [plan.watches(mode) for mode in ("none", "embedding", "text")] == [True, True, False]
+    assert not replace(plan, most=0).watches("none") and not replace(plan, baseline="embedding").watches("embedding")
+    two = {mode: torch.rand(2, 3, 2, 2) for mode in ("none", "embedding")}
+    plan.offer(range(2), {"none": [1.0, 1.0], "embedding": [0.5, 0.5]}, two)
+    assert plan.pictures(Pairs.shared(["dark"], [0, 1])).pairs == ((0, 0),), "the first of equal ones"
 
 
 def test_one_prompt_and_one_pair() -> None:
@@ -165,9 +189,19 @@ def test_progress_ends_at_the_number_of_pictures() -> None:
         ({"modes": {"reward": MODES["none"]}}, "Got reward as a mode and as a measure"),
         (
             {"modes": {"tall": Mode(level(0.0), sampling=Sampling(size=Size(8, 4)))}},
-            "Got another picture size for the mode 'tall'",
+            "Got another picture size for the mode 'tall' than for the comparison, expected the same: all modes start "
+            "from the same noise.",
         ),
         ({"parts": {"x": lambda i, p: {}}}, "Got parts of 'x', expected one of reward"),
+        (
+            {"parts": {"x": lambda i, p: {}}, "measures": {"a": grey, "b": grey}},
+            "Got parts of 'x', expected one of a, b\\.$",
+        ),
+        (
+            {"modes": dict.fromkeys("ab", MODES["none"]), "measures": dict.fromkeys("ab", grey)},
+            "Got a, b as a mode and as a measure, expected different names",
+        ),
+        ({"modes": {"a>b": MODES["none"]}}, "without '>' that is none of [a-z_]+, [a-z_]+"),
         ({"keep": Keep(baseline="text")}, "Got the baseline 'text', expected one of the modes none, good"),
         ({"batch_size": 0}, "Got batch size 0"),
     ],
@@ -183,8 +217,11 @@ def test_a_measure_that_fails_is_named_with_its_pair() -> None:
     def broken(images: Tensor, prompts: list[str]) -> Tensor:
         return torch.tensor([float("nan") if p == "bright" else 0.0 for p in prompts])
 
-    with pytest.raises(ValueError, match="Got nan from the measure 'm' for the mode 'none', prompt 'bright', seed 0"):
+    told = "prompt 'bright', seed 0; expected a finite number. Try fp32, and look at that picture.$"
+    with pytest.raises(ValueError, match=f"Got nan from the measure 'm' for the mode 'none', {told}"):
         run(measures={"m": broken})
+    with pytest.raises(ValueError, match=r"Got list from the measure 'm', expected a tensor \[6\], one per picture"):
+        run(measures={"m": lambda images, prompts: [0.0] * 6})
     with pytest.raises(ValueError, match=r"Got shape \[\] from the measure 'm', expected a tensor \[6\]"):
         run(measures={"m": lambda images, prompts: images.mean()})
     with pytest.raises(ValueError, match="Got nan from the part 'p' of 'reward' for the mode 'none', prompt 'bright'"):

@@ -28,6 +28,7 @@ def adapted(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     asked = []
 
     def adapt(model, reward, prompts, seeds, start, config, *, progress):
+        assert model.name == "grey" and isinstance(reward, Brightness)
         asked.append((list(prompts), list(seeds), start, config))
         for _ in range(0, len(prompts), 2):
             progress(2)
@@ -94,12 +95,19 @@ def test_compare_builds_adapts_and_judges(adapted: list) -> None:
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"adapted": AdaptConfig()}, "Got no embedding to adapt, expected one. Give one, or leave the adapted"),
+        (
+            {"adapted": AdaptConfig()},
+            "^Got no embedding to adapt, expected one. Give one, or leave the adapted mode out.$",
+        ),
         ({"encoded": {"none": level(0.1)}}, "Got two modes called 'none'"),
         ({"samplings": {"text": SAMPLING}}, "Got a sampling for the mode 'text', expected one of none"),
         (
+            {"encoded": {"light": level(0.1)}, "samplings": {"text": SAMPLING}},
+            "Got a sampling for the mode 'text', expected one of none, light.$",
+        ),
+        (
             {"adapted": AdaptConfig(), "start": learned(0.1), "samplings": {"adapted": SAMPLING}},
-            "Got another sampling for the adapted mode than for its adaptation",
+            "^Got another sampling for the adapted mode than for its adaptation, expected the same.$",
         ),
     ],
 )
@@ -112,13 +120,28 @@ def test_rivals_that_cannot_be(parts: dict, message: str) -> None:
     ("rivals", "message"),
     [
         (Rivals(embeddings={"e": NegativeEmbedding(torch.zeros(1, 2, 5), "other")}), "Got an embedding for the text"),
-        (Rivals(adapted=AdaptConfig(), start=learned(0.1)), "Got no reward for the adapted mode"),
+        (
+            Rivals(adapted=AdaptConfig(), start=learned(0.1)),
+            "^Got no reward for the adapted mode, expected the one that it is to climb.$",
+        ),
+        (
+            Rivals(adapted=AdaptConfig(), start=NegativeEmbedding(torch.zeros(1, 2, 5), "other")),
+            "Got an embedding for the text",
+        ),
     ],
 )
 def test_refused_before_any_work(rivals: Rivals, message: str) -> None:
     model = GreyModel()
     with pytest.raises(ValueError, match=message):
         build_modes(model, PAIRS, rivals)
+    assert model.prepared == 0
+
+
+def test_an_embedding_of_too_many_tokens_is_refused_before_any_work() -> None:
+    model = GreyModel()
+    model.max_tokens = 1
+    with pytest.raises(ValueError, match="Got an embedding of 2 tokens, this model takes at most 1"):
+        build_modes(model, PAIRS, Rivals(embeddings={"e": learned(0.1)}))
     assert model.prepared == 0
 
 
@@ -129,7 +152,8 @@ def test_exaggeration_follows_the_formula() -> None:
     strong = exaggerate(null, text, 3)
     assert strong.tokens[0, 0, 0].item() == pytest.approx(0.7) and strong.pooled.item() == pytest.approx(4)
     assert exaggerate(null, text, 0).tokens[0, 0, 0].item() == pytest.approx(0.1)
-    with pytest.raises(ValueError, match="Got a text of 4 tokens where the empty prompt has 2"):
+    told = "^Got a text of 4 tokens where the empty prompt has 2, expected equal numbers. Try a shorter text, or"
+    with pytest.raises(ValueError, match=f"{told} strength 1.$"):
         exaggerate(null, Conditioning(torch.zeros(1, 4, 3)), 2)
 
 
@@ -142,5 +166,7 @@ def test_fitted_has_the_parts_that_the_model_reads() -> None:
     whole = fitted(Conditioning(tokens, ones, pooled), rich)
     assert torch.equal(whole.mask, ones[:1]) and torch.equal(whole.pooled, pooled[:1])
     assert torch.equal(fitted(Conditioning(tokens), rich).pooled, rich.pooled)
-    with pytest.raises(ValueError, match="Got a mask that hides 2 tokens for a model that reads no masks"):
+    with pytest.raises(
+        ValueError, match="hides 2 tokens for a model that reads no masks; expected an embedding made for"
+    ):
         fitted(Conditioning(tokens, torch.tensor([[1, 1, 1, 0], [1, 1, 1, 0]])), plain)

@@ -51,6 +51,13 @@ def test_a_broken_file_is_refused_by_name(tmp_path, kind):
         read_levels(tmp_path / "x.png")
 
 
+def test_an_odd_animation_is_its_first_frame_without_a_word(tmp_path):
+    """Pillow warns of an animation of no frames; the suite turns warnings into errors."""
+    rows = zlib.compress(b"".join(b"\0" + bytes(3 * 4) for _ in range(4)))
+    (tmp_path / "x.png").write_bytes(png(4, 4, (b"acTL", struct.pack(">II", 0, 0)), (b"IDAT", rows)))
+    assert torch.equal(read_levels(tmp_path / "x.png"), torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+
+
 def test_one_broken_picture_is_named_and_the_others_are_scored(tmp_path, capsys):
     for i in range(5):
         save(tmp_path / f"{i}.png", 40 * i)

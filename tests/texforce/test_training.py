@@ -134,7 +134,7 @@ MOVES = {
     "window": (0, 1), "clip_range": 1e-9, "advantage_clip": 0.1, "statistics_buffer": 2, "statistics_minimum": 4,
 }  # fmt: skip
 SAME = {"micro_batch": 3, "checkpointing": True, "checkpoint_every": 3, "checkpoint_minutes": 0, "keep_checkpoints": 1}
-ELSEWHERE = {"validate_every", "validation_pairs", "patience", "watch_drop", "init", "through"}
+ELSEWHERE = {"validate_every", "validation_pairs", "patience", "watch_drop", "init", "through", "judged_frames"}
 
 
 def test_the_tables_name_every_setting() -> None:

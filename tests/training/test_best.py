@@ -22,6 +22,7 @@ from reneg_core.training import (
     AdaptConfig,
     Prompts,
     Session,
+    Stopped,
     TrainConfig,
     Trainer,
     TrainResult,
@@ -346,3 +347,37 @@ def test_the_default_adaptation_is_the_papers() -> None:
     assert {*recorder.samplings} == {Sampling()} and result.sampling == Sampling()
     assert result.steps.tolist() == [0] and result.rewards.tolist() == [1.0]
     assert len([1 for branches, _ in recorder.passes if len(branches) == 1]) == 2 * 3 * 4, "3 points, patience 3"
+
+
+def test_a_part_that_does_not_fit_is_halved_and_noted(tmp_path: Path) -> None:
+    class Small(SmallModel):
+        def denoise(self, x: Tensor, *rest: object) -> Tensor:
+            if len(x) > 2:
+                raise torch.OutOfMemoryError("out of memory")
+            return super().denoise(x, *rest)
+
+    config = replace(WILD, steps=1, batch_size=4, micro_batch=4)
+    run = Trainer(Small(), Curved(), Prompts(PROMPTS, HELD), config, tmp_path)
+    run.run()
+    noted = [entry for entry in run.files.records() if entry["event"] == "out_of_memory"]
+    assert [(entry["step"], entry["micro_batch"]) for entry in noted] == [(0, 2), (0, 1)]
+    assert run.progress.micro_batch == 1
+
+
+def test_an_adaptation_that_the_model_stops_before_its_gradient_is_finished_without_one() -> None:
+    """A host that stops inside the first visit: the start is sampled and judged; inside a later one, the best stays."""
+    for until in (0, 2 * (ADAPT.points + 1)):
+        visits: list[int] = []
+
+        class Host(SmallModel):
+            def decode(self, latents: Tensor, frames: int = 0) -> Tensor:
+                visits.append(1)  # noqa: B023
+                if latents.requires_grad and len(visits) > until:  # noqa: B023
+                    raise Stopped
+                return super().decode(latents, frames)
+
+        config = replace(ADAPT, steps=5, micro_batch=5, learning_rate=0.05)
+        result = adapt(Host(), Curved(), PAIRS, [1, 2, 3, 4, 5], start_of(SmallModel()), config)
+        rewards, images = rewards_of(SmallModel(), result.negatives, PAIRS, [1, 2, 3, 4, 5])
+        assert torch.allclose(rewards, result.rewards, atol=1e-5) and torch.allclose(images, result.images, atol=1e-5)
+        assert result.steps.max().item() == (0 if until == 0 else 1) and result.sampling == config.sampling

@@ -44,8 +44,9 @@ MOVES = {
 
 SAME = {
     "micro_batch": 1, "checkpointing": True, "checkpoint_every": 5, "checkpoint_minutes": 1e-6, "keep_checkpoints": 1,
+    "judged_frames": 1,
 }  # fmt: skip
-"""Settings that change memory and files only."""
+"""Settings that change memory and files only, or videos only."""
 
 JUDGING = {"validate_every", "validation_pairs", "patience", "watch_drop"}
 """Settings of what is taken as the best; they have tests of their own."""
@@ -133,7 +134,7 @@ ADAPT_MOVES = {
     "learning_rate": 0.04, "betas": (0.5, 0.9), "sampling": replace(SAMPLING, solver="euler"), "window": (3, 6),
     "points": 1, "through": 1, "steps": 2,
 }  # fmt: skip
-ADAPT_SAME = {"micro_batch": 1, "checkpointing": True}
+ADAPT_SAME = {"micro_batch": 1, "checkpointing": True, "judged_frames": 1}
 
 
 def test_the_tables_name_every_setting_of_the_adaptation() -> None:

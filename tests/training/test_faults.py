@@ -141,8 +141,8 @@ def test_a_learning_rate_that_is_too_high_is_blamed_itself(model, tmp_path: Path
 
 def test_a_model_that_makes_no_pictures_is_blamed_itself(model, tmp_path: Path) -> None:
     class Overflowing(Wrapped):
-        def decode(self, latents):
-            return self._model.decode(latents) * float("nan")
+        def decode(self, latents, frames=0):
+            return self._model.decode(latents, frames) * float("nan")
 
     with pytest.raises(FloatingPointError, match=r"at step 0\. The model makes them before anything was learned; try"):
         trainer(Overflowing(model), tmp_path).run()

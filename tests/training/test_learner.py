@@ -93,3 +93,15 @@ def test_a_checkpoint_is_whole(tmp_path: Path) -> None:
             assert torch.equal(getattr(found.learner, name)[part], getattr(state.learner, name)[part])
     plain = [{k: v for k, v in vars(s.progress).items() if k != "best"} for s in (found, state)]
     assert plain[0] == plain[1] and found.learner.updates == 1
+
+
+def test_the_norm_limit_pulls_each_token_back_into_its_ball() -> None:
+    """Radius 0.5 of the mean norm 2 is 1: the first token went 3 away and comes back to 1, the second stays at 0.5."""
+    origin = torch.tensor([[[3.0, 0.0], [0.0, 1.0]]])
+    one = Learner(Conditioning(origin), TrainConfig(norm_limit=0.5))
+    with torch.no_grad():
+        one.parameters["tokens"].copy_(torch.tensor([[[3.0, 3.0], [0.3, 1.4]]]))
+    one._project()
+    assert torch.allclose(one.parameters["tokens"], torch.tensor([[[3.0, 1.0], [0.3, 1.4]]]), atol=1e-6)
+    one.ascend({"tokens": torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])}, 5.0)
+    assert torch.allclose(one.parameters["tokens"], torch.tensor([[[3.0, 1.0], [0.3, 1.4]]]), atol=1e-3)

@@ -249,7 +249,7 @@ class Toy:
 
     device = torch.device("cpu")
     start = staticmethod(lambda noise, sigma: noise * sigma)
-    decode = staticmethod(lambda x: x)
+    decode = staticmethod(lambda x, frames: x)
     sigmas = staticmethod(lambda sampling: torch.tensor([2.0, 1.0, 0.0]))
     denoise = staticmethod(lambda x, sigma, c, branches: c.pooled[:, :3, None, None] + 0 * c.tokens.sum() + 0 * x)
 

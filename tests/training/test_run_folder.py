@@ -234,3 +234,24 @@ def test_a_kill_around_the_first_checkpoint_leaves_no_double_validation(
         trainer(model, tmp_path).run()
     trainer(model, tmp_path, resume=True).run()
     assert steps_of(tmp_path, "validation") == [0, 2, 4, 6] and steps_of(tmp_path, "step") == [*range(1, 7)]
+
+
+def test_a_folder_without_a_run_is_said_word_for_word(tmp_path: Path) -> None:
+    empty = RunFolder(tmp_path / "none")
+    assert empty.best_so_far() == "Nothing has been learned yet."
+    with pytest.raises(ValueError) as error:
+        empty.require_run()
+    assert str(error.value) == (
+        f"There is nothing to resume in {tmp_path}/none: it holds no checkpoint. Try without resuming, or the output "
+        "folder of the run that you mean."
+    )
+    empty.require_unused()
+    (tmp_path / "none/checkpoints").mkdir(parents=True)
+    (tmp_path / "none/checkpoints/step-00000020.safetensors").touch()
+    (tmp_path / "none/best.safetensors").touch()
+    empty.require_run()
+    assert empty.best_so_far() == f"The best so far is in {tmp_path}/none/best.safetensors."
+    with pytest.raises(
+        ValueError, match=r"none holds a run at step 20 already\. Try resuming it, or another output folder"
+    ):
+        empty.require_unused()

@@ -311,8 +311,8 @@ def test_the_scale_of_a_half_precision_model_reaches_the_gradient(model, tmp_pat
             super().__init__(model)
             self.dtype, self.seen = dtype, []
 
-        def decode(self, latents):
-            images = self._model.decode(latents)
+        def decode(self, latents, frames=0):
+            images = self._model.decode(latents, frames)
             if images.requires_grad:
                 images.register_hook(lambda gradient: self.seen.append(gradient.norm().item()))
             return images

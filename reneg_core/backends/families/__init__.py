@@ -3,10 +3,12 @@
 from ..diffusers import DiffusersModel
 from .chroma import Chroma
 from .flux import Flux
+from .ltx_video import LTXVideo
 from .pixart import PixArt, PixArtSigma
 from .stable_diffusion import StableDiffusion
 from .stable_diffusion_3 import StableDiffusion3
 from .stable_diffusion_xl import StableDiffusionXL
+from .zeroscope import ZeroScope
 
 PIPELINES: dict[str, type[DiffusersModel]] = {
     "StableDiffusionPipeline": StableDiffusion,
@@ -16,5 +18,7 @@ PIPELINES: dict[str, type[DiffusersModel]] = {
     "PixArtSigmaPipeline": PixArtSigma,
     "FluxPipeline": Flux,
     "ChromaPipeline": Chroma,
+    "LTXPipeline": LTXVideo,
+    "TextToVideoSDPipeline": ZeroScope,
 }
-"""The family by the class that a pipeline folder names."""
+"""The family by the class that a pipeline folder names. VideoCrafter2 has no pipeline class: :mod:`.videocrafter`."""

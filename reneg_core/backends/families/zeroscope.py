@@ -1,0 +1,38 @@
+"""ZeroScope v2 and ModelScope's text-to-video model (Wang et al. 2023, arXiv 2308.06571)."""
+
+from functools import partial
+
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ...clips import evenly
+from ...model import Conditioning
+from ..video import VideoModel
+from .stable_diffusion import StableDiffusion
+
+
+class ZeroScope(VideoModel, StableDiffusion):
+    """Stable Diffusion 2.x's text encoder, a UNet with layers over time, and a VAE that sees single frames: what is not
+    asked for is not decoded."""
+
+    conventions = ("openclip-h",)
+    network_class = "UNet3DConditionModel"
+    reads_mask = False
+    load_options = VideoModel.load_options
+    native_frames, frame_rate = 16, 8.0
+
+    def _predict(self, x: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.network(x, timestep, encoder_hidden_states=conditioning.tokens, return_dict=False)[0]
+
+    def decode(self, latents: Tensor, frames: int = 0) -> Tensor:
+        chosen = latents[:, :, evenly(latents.shape[2], frames)].transpose(1, 2)
+        return super().decode(chosen.flatten(0, 1)).unflatten(0, chosen.shape[:2])
+
+    def checkpointing(self, enabled: bool) -> None:
+        """Diffusers has no checkpoints for this UNet: its blocks are recomputed one by one."""
+        vae, unet = self.pipeline.vae, self.network
+        (vae.enable_gradient_checkpointing if enabled else vae.disable_gradient_checkpointing)()
+        for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+            block.__dict__.pop("forward", None)
+            if enabled:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)

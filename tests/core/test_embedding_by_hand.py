@@ -1,0 +1,144 @@
+"""Embeddings in numbers worked out by hand: blends, strength, comparison, and what each layout of a file holds."""
+
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from reneg_core import Conditioning, NegativeEmbedding, load_embedding
+from reneg_core.embedding import KEPT_NESTING, Provenance
+
+ONE = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])
+OTHER = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])
+MASK = torch.tensor([[1, 0]])
+ONES = torch.ones(1, 2, dtype=torch.int64)
+
+
+def made(tokens: torch.Tensor = ONE, base: str = "sd15", **options: object) -> NegativeEmbedding:
+    return NegativeEmbedding(tokens, "own", provenance=Provenance(base, notes={"lr": 0.1}), **options)
+
+
+def nested(depth: int) -> dict:
+    """Provenance whose whole is ``depth`` levels deep."""
+    notes: dict = {}
+    for _ in range(depth - 2):
+        notes = {"in": notes}
+    return notes
+
+
+def test_a_blend_says_what_it_was_made_of() -> None:
+    found = made(mask=MASK).blend(made(OTHER, "sd21", mask=MASK), 0.25)
+    assert found.tokens.tolist() == [[[3.0, 4.0], [0.75, 0.5]]] and torch.equal(found.mask, MASK)
+    parents = [asdict(Provenance(base, notes={"lr": 0.1})) for base in ("sd15", "sd21")]
+    assert found.provenance == Provenance("sd15", notes={"operation": "blend 0.25", "of": parents})
+
+
+@pytest.mark.parametrize(("depth", "kept"), [(KEPT_NESTING, True), (KEPT_NESTING + 1, False)])
+def test_a_blend_of_deep_blends_keeps_all_but_their_notes(depth: int, kept: bool) -> None:
+    deep = replace(made(), provenance=Provenance("sd15", steps=7, notes=nested(depth)))
+    parent = deep.blend(made(), 0.5).provenance.notes["of"][0]
+    assert parent == asdict(Provenance("sd15", steps=7, notes=nested(depth) if kept else {}))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        ({}, {"tokens": ONE[:, :1]}, "Got embeddings of 2 and 1 tokens, expected equal lengths."),
+        (
+            {"mask": MASK},
+            {"mask": ONES},
+            "Got embeddings with different attention masks; they cannot be blended token by token.",
+        ),
+        ({"mask": MASK}, {}, "Got embeddings with different attention masks; they cannot be blended token by token."),
+        ({}, {"mask": MASK}, "Got embeddings with different attention masks; they cannot be blended token by token."),
+        (
+            {},
+            {"pooled": torch.ones(1, 3)},
+            "Got one embedding with a pooled vector and one without; expected both or neither.",
+        ),
+    ],
+)
+def test_what_cannot_be_blended_is_said(one: dict, other: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        made(**one).blend(made(**other), 0.5)
+
+
+def test_strength_is_noted_beside_what_was_noted() -> None:
+    found = made().toward_null(Conditioning(OTHER), 0.5)
+    assert found.tokens.tolist() == [[[3.0, 4.0], [0.5, 1.0]]] and found.family == "own" and found.mask is None
+    assert found.provenance == Provenance("sd15", notes={"lr": 0.1, "strength": 0.5})
+
+
+def test_strength_moves_from_the_empty_prompt_as_training_began() -> None:
+    """All of it attended to where the embedding attends to all; its own padding otherwise."""
+    padded = Conditioning(OTHER, MASK)
+    assert torch.equal(made(mask=ONES).toward_null(padded, 0.5).mask, ONES)
+    assert torch.equal(made(mask=MASK).toward_null(padded, 0.5).mask, MASK)
+    assert made().toward_null(padded, 0.5).mask is None
+    assert torch.equal(made(mask=ONES).toward_null(Conditioning(OTHER), 0.5).mask, ONES)
+    with pytest.raises(ValueError, match="different attention masks"):
+        made(mask=MASK).toward_null(Conditioning(OTHER), 0.5)
+
+
+def test_comparison_in_numbers() -> None:
+    found = made().compare(made(OTHER))
+    assert found == {
+        "norm": pytest.approx(26**0.5),
+        "norm_other": pytest.approx(29**0.5),
+        "distance": pytest.approx(5**0.5),
+        "cosine": pytest.approx(25 / (26 * 29) ** 0.5),
+        "cosine_per_token": pytest.approx([1.0, 0.0]),
+    }
+    with pytest.raises(ValueError, match=r"^Got embeddings of 2 and 1 tokens, expected equal lengths\.$"):
+        made().compare(made(ONE[:, :1]))
+
+
+def test_a_mask_of_other_values_is_refused() -> None:
+    message = "Got a mask of torch.float32 with other values than 0 and 1, expected 1 where to attend, else 0."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        made(mask=torch.tensor([[1.0, 0.5]]))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"conditioning_data_0": ONE, "attention_mask_0": MASK},
+        {"conditioning_data_0": ONE},
+        {"tokens": ONE, "mask": MASK, "pooled": torch.ones(1, 3)},
+        {"tokens": ONE},
+        {"anything": ONE},
+    ],
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_every_part_of_a_foreign_file_is_read(tmp_path: Path, parts: dict[str, torch.Tensor], suffix: str) -> None:
+    path = tmp_path / f"e{suffix}"
+    save_file(parts, path) if suffix == ".safetensors" else torch.save(parts, path)
+    found = load_embedding(path, "own")
+    assert torch.equal(found.tokens, ONE) and found.provenance == Provenance(source=path.name)
+    mask, pooled = parts.get("mask", parts.get("attention_mask_0")), parts.get("pooled")
+    assert (found.mask is None) if mask is None else torch.equal(found.mask, mask)
+    assert (found.pooled is None) if pooled is None else torch.equal(found.pooled, pooled)
+
+
+def test_a_file_of_several_tensors_or_none_lists_them(tmp_path: Path) -> None:
+    path = tmp_path / "e.pt"
+    torch.save(dict.fromkeys(("g", "f", "e", "d", "c", "a" * 60), ONE), path)
+    listed = f"'{'a' * 39}, 'c', 'd', 'e', 'f'"
+    with pytest.raises(ValueError, match=rf"^Got 6 tensors \({listed}\) in e\.pt, expected one embedding tensor\.$"):
+        load_embedding(path)
+    torch.save({"step": 3}, path)
+    with pytest.raises(ValueError, match=r"^Got 0 tensors \(none\) in e\.pt, expected one embedding tensor\.$"):
+        load_embedding(path)
+
+
+def test_a_textual_inversion_is_told_where_it_belongs(tmp_path: Path) -> None:
+    torch.save({"string_to_param": {"*": ONE}}, tmp_path / "e.pt")
+    message = (
+        "e.pt is a textual-inversion embedding (vectors at the text encoder's input); a ReNeg embedding is the "
+        "encoder's output. Try it in a prompt, as embedding:name."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        load_embedding(tmp_path / "e.pt")

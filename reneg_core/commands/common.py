@@ -274,7 +274,7 @@ class ProgressObserver:
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.writer:
-            for name in ("reward", "watch", "learning_rate", "gradient_norm", "distance"):
+            for name in ("reward", "watch", "learning_rate", "gradient_norm", "distance", "kl", "clipped"):
                 if record.get(name) is not None:
                     self.writer.add_scalar(f"{record['event']}/{name}", record[name], record["step"])
 

@@ -19,9 +19,8 @@ class TexForceConfig(LoopConfig):
     (""), or an embedding's file, which does not.
     Of both routes: updates: equal parts of a batch, each with an update of its own; inner_epochs: how often a batch is
     gone through; samples_per_prompt: trajectories of a prompt in a batch (1: prompts are drawn for each).
-    Of the policy: window: first and one past the last step that may be learned from, None = all (ours: what becomes of
-    a picture is decided early, and late steps add noise to the gradient); timestep_fraction: share of these that is,
-    drawn per trajectory;
+    Of the policy: window: first and one past the last step that may be learned from, None = all (ours: late steps have
+    little noise, so large scores, and little say in the picture); timestep_fraction: share of these, per trajectory;
     clip_range: of the probability ratios, per latent; advantage_clip: largest advantage; statistics_buffer,
     statistics_minimum: rewards kept of each prompt, and of how many on its own mean and spread are used.
     Of the direct route: through: steps that the gradient passes through, counted from the end (0: all).

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ..digests import DIGEST, digest_of
 from ..embedding import NegativeEmbedding, Provenance, load_embedding
-from ..model import Conditioning, DiffusionModel, TunableModel
-from ..rewards import Reward
+from ..model import Conditioning, TunableModel
 from ..sampling import check_branches
 from ..seeds import derive_seed
 from ..training import schedule
@@ -72,20 +71,17 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
     product, learned, remedy = "text-lora", "LoRA", "Try a lower learning_rate."
     model: TunableModel
 
-    def __init__(self, model: DiffusionModel, reward: Reward, *args: Any, **kwargs: Any) -> None:
-        super().__init__(model, reward, *args, **kwargs)
-        if not isinstance(model, TunableModel):
-            raise ValueError(
-                f"Got the model {model.name}, whose text encoders cannot be tuned here. Expected Stable Diffusion 1.x, "
-                "2.x or XL, whose text encoders are CLIP's."
-            )
-
     def inside(self, work: Callable[[], T]) -> T:
         with ExitStack() as self._around:
             return super().inside(work)
 
     def _origin(self) -> Origin[Tuner]:
         config = self.config
+        if not isinstance(self.model, TunableModel):
+            raise ValueError(
+                f"Got the model {self.model.name}, whose text encoders cannot be tuned here. Expected Stable Diffusion "
+                "1.x, 2.x or XL, whose text encoders are CLIP's."
+            )
         check_reward(self.reward, self.prompts.train[0], self.model.device, gradient=config.route == "direct")
         if config.route == "policy":
             self._check_window(stochastic_steps(self.model.sigmas(config.sampling)))

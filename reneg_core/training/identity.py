@@ -65,7 +65,11 @@ def reward_contents(reward: Reward) -> dict[str, str]:
 
 
 def _own_file(reward: Reward) -> Path | None:
-    """The python file of a reward that was loaded from one; None for installed code, which a version names."""
+    """The python file of a reward that was loaded from one, or of the user's function that it calls; None for installed
+    code, which a version names."""
+    code = getattr(getattr(reward, "function", None), "__code__", None)
+    if code and Path(code.co_filename).is_file():
+        return Path(code.co_filename)
     if type(reward).__module__ in sys.modules:
         return None
     files = {Path(f.__code__.co_filename) for f in vars(type(reward)).values() if hasattr(f, "__code__")}

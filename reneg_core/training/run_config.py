@@ -81,9 +81,9 @@ class JobConfig(LoopConfig):
         the same from everywhere."""
         found = {name: _absolute(getattr(self, name)) for name in PATHS}
         found |= {name: _absolute(getattr(self, name), (".py",)) for name in ("reward", "watch")}
-        found |= {
-            name: _absolute(getattr(self, name), self.starts) for name in ("init", "negative") if hasattr(self, name)
-        }
+        found["init"] = _absolute(self.init, self.starts)
+        if hasattr(self, "negative"):
+            found["negative"] = _absolute(self.negative, EMBEDDING_SUFFIXES)
         loras = [one._replace(path=_absolute(one.path)) for one in parse_loras(self.loras)]
         found["loras"] = " + ".join(map(str, loras))
         found["model"] = self.model if self.model == "tiny" else _absolute(self.model)

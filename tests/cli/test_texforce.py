@@ -91,6 +91,17 @@ def test_the_recipes_can_be_read() -> None:
     assert paper.train_config() == TexForceRunConfig().train_config()
 
 
+def test_a_negative_prompt_stays_text_beside_a_folder_of_its_name(tmp_path: Path, monkeypatch) -> None:
+    for name in ("ugly", "adapter"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bad.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    config = load_run_config("", ["negative=ugly", "init=adapter"], TexForceRunConfig).anchored()
+    assert (config.negative, config.init) == ("ugly", str(tmp_path / "adapter"))
+    config = load_run_config("", ["negative=bad.safetensors", "loras=adapter*0.5 + none"], TexForceRunConfig).anchored()
+    assert (config.negative, config.loras) == (str(tmp_path / "bad.safetensors"), f"{tmp_path / 'adapter'}*0.5 + none")
+
+
 def test_prompts_come_from_sets_and_from_lists_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_prompts("hand", "train", "sd15") == ["A photo of a hand"] and set(PROMPT_SETS) == {
         "hand", "face", "color", "count", "comp", "location",

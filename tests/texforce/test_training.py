@@ -15,6 +15,7 @@ from small import SmallModel
 from tunable import PROMPTS, QUICK, SAMPLING, TunableSmall, random_lora, tuning
 
 from reneg_core import NegativeEmbedding
+from reneg_core.rewards import load_reward
 from reneg_core.rewards.mix import RewardMix
 from reneg_core.texforce import TexForceConfig, load_text_lora
 from reneg_core.training import ConfigError, Session, Trainer
@@ -319,6 +320,17 @@ def test_another_start_or_negative_of_the_same_name_is_another_run(tmp_path: Pat
         tuning(tmp_path / "run", config, resume=True).run()
 
 
+def test_a_function_that_was_edited_is_another_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "judged_by_mean.py"
+    file.write_text("def mean(images, prompts):\n    return images.mean((1, 2, 3))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    one = replace(QUICK, steps=1)
+    tuning(tmp_path / "run", one, reward=load_reward("judged_by_mean:mean")).run()
+    file.write_text("def mean(images, prompts):\n    return -images.mean((1, 2, 3))\n")
+    with pytest.raises(ValueError, match=r"- reward: the file judged_by_mean\.py is not what the run was started with"):
+        tuning(tmp_path / "run", one, reward=load_reward("judged_by_mean:mean"), resume=True).run()
+
+
 def test_more_steps_extend_a_run(tmp_path: Path) -> None:
     tuning(tmp_path).run()
     result = tuning(tmp_path, replace(QUICK, steps=6), resume=True).run()
@@ -377,7 +389,7 @@ def test_a_reward_without_a_gradient_is_for_the_policy_alone(tmp_path: Path) -> 
 
 def test_a_model_whose_encoder_cannot_be_tuned_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Got the model small, whose text encoders cannot be tuned here"):
-        tuning(tmp_path, model=SmallModel())
+        tuning(tmp_path, model=SmallModel()).run()
 
 
 def test_a_single_sampling_step_draws_nothing(tmp_path: Path) -> None:

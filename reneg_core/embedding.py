@@ -311,7 +311,7 @@ def _read_provenance(text: str) -> Provenance:
         if isinstance(stored.get(name, {}), dict):
             accepted[name] = stored.get(name, {})
         else:
-            faults.append(f"{name} is {type(stored[name]).__name__}, no mapping")
+            faults.append(f"{name} is {type(stored[name]).__name__}, no mapping.")
     if faults:
         raise ValueError(" ".join(faults))
     return Provenance(**accepted)

@@ -1,5 +1,6 @@
 """Embeddings in numbers worked out by hand: blends, strength, comparison, and what each layout of a file holds."""
 
+import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from reneg_core import Conditioning, NegativeEmbedding, load_embedding
-from reneg_core.embedding import KEPT_NESTING, Provenance
+from reneg_core.embedding import KEPT_NESTING, MAX_PROVENANCE, Provenance
 
 ONE = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])
 OTHER = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])
@@ -142,3 +143,79 @@ def test_a_textual_inversion_is_told_where_it_belongs(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         load_embedding(tmp_path / "e.pt")
+
+
+def own(path: Path, tensors: dict | None = None, **metadata: str) -> Path:
+    """A file of our own layout with whatever is in it."""
+    save_file(tensors or {"tokens": ONE}, path, {"format": "reneg-embedding", "format_version": "1", **metadata})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "message"),
+    [
+        (
+            None,
+            {"format_version": "9"},
+            "Got format version 9 in e.safetensors, expected 1. Try a newer version of this package.",
+        ),
+        (
+            {name: ONE.clone() for name in ("g", "f", "e", "d", "c", "a" * 60)},
+            {},
+            f"Got no tokens in e.safetensors, found '{'a' * 39}, 'c', 'd', 'e', 'f'; the file was altered.",
+        ),
+        (
+            None,
+            {"provenance": "[]"},
+            "Got unreadable provenance in e.safetensors (got list, expected names and values). Try the file's "
+            "original.",
+        ),
+        (
+            None,
+            {"provenance": '{"notes": 3, "sampling": [], "seed": "x"}'},
+            "Got unreadable provenance in e.safetensors (seed: got 'x', expected a whole number or nothing. notes is "
+            "int, no mapping. sampling is list, no mapping.). Try the file's original.",
+        ),
+    ],
+)
+def test_a_file_of_our_own_that_was_altered(tmp_path: Path, tensors: dict, metadata: dict, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        load_embedding(own(tmp_path / "e.safetensors", tensors, **metadata))
+    assert str(error.value) == message
+
+
+def test_a_file_of_our_own_without_words_is_read(tmp_path: Path) -> None:
+    found = load_embedding(own(tmp_path / "e.safetensors"))
+    assert found.provenance == Provenance() and found.family == NegativeEmbedding(ONE).family
+    bare = load_embedding(own(tmp_path / "f.safetensors", family="own", provenance='{"base_model": "sd15"}'))
+    assert bare.provenance == Provenance("sd15") and bare.provenance.notes == {} and bare.family == "own"
+
+
+@pytest.mark.parametrize("depth", [64, 65])
+def test_how_deep_provenance_may_be(tmp_path: Path, depth: int) -> None:
+    text = '{"notes": ' + '{"a": ' * (depth - 2) + "{}" + "}" * (depth - 2) + "}"
+    path = own(tmp_path / "e.safetensors", provenance=text)
+    if depth == 64:
+        assert load_embedding(path).provenance.notes
+        return
+    with pytest.raises(ValueError, match=r"e\.safetensors \(nested more than 64 deep\)"):
+        load_embedding(path)
+
+
+def test_how_long_provenance_may_be(tmp_path: Path) -> None:
+    long = json.dumps({"notes": {"a": "x" * (MAX_PROVENANCE - 20)}})
+    fits = long[:-3] + "x" * (MAX_PROVENANCE - len(long)) + long[-3:]
+    assert len(fits) == MAX_PROVENANCE
+    assert load_embedding(own(tmp_path / "e.safetensors", provenance=fits)).provenance.notes
+    more = fits[:-3] + "x" + fits[-3:]
+    with pytest.raises(
+        ValueError, match=rf"\({MAX_PROVENANCE + 1:,} characters, expected at most {MAX_PROVENANCE:,}\)"
+    ):
+        load_embedding(own(tmp_path / "f.safetensors", provenance=more))
+
+
+def test_another_model_is_refused_word_for_word() -> None:
+    with pytest.raises(ValueError, match=r"at most 1\. Try an embedding trained with this model\.$"):
+        made().require("own", 2, 1)
+    with pytest.raises(ValueError, match=r"\(published: one trained for this model\)\.$"):
+        made().require("another", 2)

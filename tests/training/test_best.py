@@ -218,7 +218,7 @@ def test_adapted_tokens_give_their_rewards_again(kind: str) -> None:
     rewards, images = rewards_of(model, result.negatives, PAIRS, seeds)
     assert torch.allclose(rewards, result.rewards, atol=1e-5) and torch.allclose(images, result.images, atol=1e-5)
     begun, _ = rewards_of(model, start.conditioning().expand(5), PAIRS, seeds)
-    assert torch.allclose(begun, result.start_rewards, atol=1e-5)
+    assert torch.allclose(begun, result.start_rewards, atol=1e-5) and result.sampling == ADAPT.sampling
     assert (result.rewards - result.start_rewards).max() > 0.05
     assert len({*result.steps.tolist()}) > 1 and result.steps.min() < 5, "pairs find their best at steps of their own"
     for i in range(5):
@@ -327,6 +327,13 @@ def test_a_gradient_that_is_not_finite_moves_neither_its_pair_nor_another(bad: f
     alone = adapt(model, Curved(), ["moon"], [2], start_of(model), config)
     assert torch.equal(both.negatives.tokens[0], start_of(model).tokens[0])
     assert torch.allclose(both.negatives.tokens[1], alone.negatives.tokens[0], atol=1e-5)
+
+
+def test_an_embedding_of_too_many_tokens_is_not_adapted() -> None:
+    model = SmallModel()
+    model.max_tokens = 1
+    with pytest.raises(ValueError, match="Got an embedding of 2 tokens, this model takes at most 1"):
+        adapt(model, Curved(), ["ice"], [1], start_of(model), ADAPT)
 
 
 def test_wrong_inputs_of_an_adaptation() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from reneg_core.model import Conditioning
 from reneg_core.training import TrainConfig, schedule
-from reneg_core.training.learner import Learner
+from reneg_core.training.learner import Climber, Learner
 from reneg_core.training.loss_scale import GROWTH, MAX_SKIPPED, LossScale
 from reneg_core.training.state import LearnerState, Progress, TrainState, load_state
 
@@ -96,12 +96,20 @@ def test_a_checkpoint_is_whole(tmp_path: Path) -> None:
 
 
 def test_the_norm_limit_pulls_each_token_back_into_its_ball() -> None:
-    """Radius 0.5 of the mean norm 2 is 1: the first token went 3 away and comes back to 1, the second stays at 0.5."""
-    origin = torch.tensor([[[3.0, 0.0], [0.0, 1.0]]])
-    one = Learner(Conditioning(origin), TrainConfig(norm_limit=0.5))
+    """Radius a third of the mean norm 3 is 1: the first token went 3 away and comes back to 1, the second stays."""
+    origin, moved = torch.tensor([[[3.0, 4.0], [0.0, 1.0]]]), torch.tensor([[[3.0, 7.0], [0.3, 1.4]]])
+    one = Learner(Conditioning(origin), TrainConfig(norm_limit=1 / 3))
     with torch.no_grad():
-        one.parameters["tokens"].copy_(torch.tensor([[[3.0, 3.0], [0.3, 1.4]]]))
+        one.parameters["tokens"].copy_(moved)
     one._project()
-    assert torch.allclose(one.parameters["tokens"], torch.tensor([[[3.0, 1.0], [0.3, 1.4]]]), atol=1e-6)
+    assert torch.allclose(one.parameters["tokens"], torch.tensor([[[3.0, 5.0], [0.3, 1.4]]]), atol=1e-6)
     one.ascend({"tokens": torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])}, 5.0)
-    assert torch.allclose(one.parameters["tokens"], torch.tensor([[[3.0, 1.0], [0.3, 1.4]]]), atol=1e-3)
+    assert torch.allclose(one.parameters["tokens"], torch.tensor([[[3.0, 5.0], [0.3, 1.4]]]), atol=1e-3)
+
+
+def test_the_distance_of_several_tensors_is_that_of_all_their_numbers() -> None:
+    one = Climber({"a": torch.tensor([3.0]), "b": torch.tensor([[4.0]])}, TrainConfig())
+    with torch.no_grad():
+        one.parameters["a"].copy_(torch.tensor([4.0]))
+        one.parameters["b"].copy_(torch.tensor([[6.0]]))
+    assert one.distance() == pytest.approx(5**0.5 / 5)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from reneg_core.sampling import Jitter, Sampling
 from reneg_core.seeds import derive_seed
-from reneg_core.training import TrainConfig, schedule, split_prompts
+from reneg_core.training import TrainConfig, Trainer, schedule, split_prompts
 from reneg_core.training.loss_scale import FP16_LOSS_SCALE, GROWTH, MAX_SKIPPED, LossScale
 from reneg_core.training.memory import is_out_of_memory, micro_batches
 from reneg_core.training.names import merge, normalised
@@ -250,3 +250,20 @@ def test_names_of_every_form_become_one() -> None:
     first = {"sampling": {"steps": 1}, "other": {"a": 1}}
     assert merge(first, {"sampling": {"solver": "x"}, "other": {"b": 2}}) is first
     assert first == {"sampling": {"steps": 1, "solver": "x"}, "other": {"b": 2}}
+
+
+def test_the_heaviest_of_the_next_steps_is_the_one_that_is_tried() -> None:
+    """What a rehearsal takes: the recorded steps of a step as that step will draw its sampling and its points."""
+    config = TrainConfig(sampling=Sampling(steps=8).at_scale(3), window=(0, 8), points=1, through=0, seed=5,
+                         jitter=Jitter(steps=(4, 6, 8)))  # fmt: skip
+
+    def recorded(step: int) -> int:
+        sampling = config.jitter.draw(config.sampling, 5, step)
+        return sampling.steps - min(schedule.gradient_points(config.window_of(sampling), 1, 5, step))
+
+    found = [schedule.recorded_steps(config, step) for step in range(60)]
+    assert found == [recorded(step) for step in range(60)] and len(set(found)) > 4
+    trainer = object.__new__(Trainer)
+    for done in (0, 7, 9):
+        trainer.config = config
+        assert found[trainer.heaviest(done)] == max(found[done : done + 50]) and trainer.heaviest(done) >= done

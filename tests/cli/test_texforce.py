@@ -119,3 +119,18 @@ def test_prompts_come_from_sets_and_from_lists_as_well(tmp_path: Path, monkeypat
 def test_the_published_lists_can_be_read(shared_data: Path) -> None:
     counts = {p.name: len(read_prompts(str(p), "train", "sd15")) for p in sorted((shared_data / "prompts").iterdir())}
     assert counts["drawbench.txt"] >= 199 and counts["imagereward_benchmark.json"] == 100 and min(counts.values()) > 0
+
+
+def test_the_demonstration_leaves_a_report(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Called again, it goes on where it was; its recipe is the tiny world's direct one."""
+    for name, value in (("TEST_PROMPTS", 2), ("NOISES", 1), ("PICTURES", 1), ("LOSSES", 1)):
+        monkeypatch.setattr(f"reneg_core.commands.demo.{name}", value)
+    words = ["texforce", "demo", *QUICK, "steps=1", "--output", str(tmp_path)]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    for name in ("report.html", "grid.png", "curve.png", "comparison.png", "report.json", "text-lora.safetensors"):
+        assert f"{tmp_path / name}" in out and (tmp_path / name).stat().st_size > 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [mode for mode in ("none", "text", "texforce") if mode in report] == ["none", "text", "texforce"]
+    assert report["run"]["config"]["route"] == "direct" and "texforce demo" in report["run"]["command"]
+    assert main(words) == 0

@@ -279,27 +279,19 @@ def _tuned(name: str) -> str:
 
 
 @figure
-def texforce_table(what: str) -> str:
+def texforce_section(what: str) -> str:
     """The encoders that one recipe tuned, against the encoder as it was."""
-    found, rows = results("texforce")[what], []
+    found, rows = results("texforce").get(what), []
+    if found is None:
+        return " not measured yet."
     for mode, means in found["modes"].items():
         against = found["against"].get(f"{mode}>none")
         each = [against[m] for m in ("reward", MEASURE)] if against else []
         gains = [_signed(one["difference"], one["interval"]) for one in each] or ["", ""]
         rows.append([_tuned(mode), f"{means['reward']:.3f}", gains[0], f"{means[MEASURE]:.3f}", gains[1]])
-    return _table(["text encoder", f"reward {found['reward']}", "gained", "independent measure", "gained"], rows)
-
-
-@figure
-def texforce_spent(what: str) -> str:
-    """Trajectories of one run of a recipe."""
-    return str(max(run["trajectories"] for run in results("texforce")[what]["spent"].values()))
-
-
-@figure
-def texforce_sampling(what: str) -> str:
-    """How the pictures were made."""
-    return results("texforce")[what]["sampling"]
+    head = ["text encoder", f"reward {found['reward']}", "gained", "independent measure", "gained"]
+    spent = max(run["trajectories"] for run in found["spent"].values())
+    return f" {spent} trajectories a run, judged with {found['sampling']}.\n{_table(head, rows)}"
 
 
 @figure

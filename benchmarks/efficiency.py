@@ -51,7 +51,12 @@ def main() -> None:
     settings = {"steps": config.steps, "batch_size": config.batch_size, "rank": RANK, "pairs": len(evaluation.pairs)}
     publish(
         "efficiency",
-        {**settings, "means": means, "rows": found.rows(), "courses": [vars(course) for course in found.courses]},
+        {
+            **settings,
+            "means": means,
+            "methods": {row["method"]: row for row in found.rows()},
+            "courses": [vars(course) for course in found.courses],
+        },
     )
 
 

@@ -8,7 +8,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .host.files import register_folders
 
-FAMILIES = ("tiny", "embedding", "sampling", "rewards", "training", "compare")
+FAMILIES = ("tiny", "embedding", "sampling", "rewards", "training", "compare", "video")
 
 
 def load_nodes(names: tuple[str, ...] = FAMILIES) -> list[type[io.ComfyNode]]:

@@ -342,6 +342,25 @@ def full_size_table() -> str:
 
 
 @figure
+def memory_table() -> str:
+    """A step's peak at the published sizes, and the largest micro-batch on some cards, plain / recomputed."""
+    rows, ways = [], ("plain", "recomputed")
+    for one in results("memory")["models"].values():
+        fits = zip(*(one["fits"][way].values() for way in ways), strict=True)
+        peaks = [f"{one['gib'][way]['peak'] / 2**30:.1f}" for way in ways]
+        rows.append(
+            [one["label"], str(one["pixels"]), *peaks, *(f"{few or '-'} / {many or '-'}" for few, many in fits)]
+        )
+    return _table(["model", "px", "GiB", "recomputed", "8 GB", "12 GB", "16 GB", "24 GB"], rows)
+
+
+@figure
+def memory_error() -> str:
+    """The largest difference of computed from recorded memory."""
+    return f"{max(abs(v - 1) for one in results('memory')['against'].values() for v in one.values()):.0%}"
+
+
+@figure
 def originals_table() -> str:
     """The reward models beside their authors' packages."""
     rows = []

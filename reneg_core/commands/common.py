@@ -121,9 +121,9 @@ def default_sampling(model: str) -> Sampling:
     return Sampling(solver="ddim").at_scale(3.0 if model == "tiny" else 7.5)
 
 
-def default_batch_size(model: str) -> int:
-    """Pictures at once where nothing else says it."""
-    return 64 if model == "tiny" else 4
+def default_batch_size(model: str, loaded: DiffusionModel | None = None) -> int:
+    """Pictures at once where nothing else says it; of clips, where the model is known to make some, one."""
+    return 1 if hasattr(loaded, "frame_rate") else 64 if model == "tiny" else 4
 
 
 def setting_lines(settings: Mapping[str, Any]) -> list[str]:

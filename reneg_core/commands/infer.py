@@ -68,7 +68,6 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write one PNG per picture or one file per clip, with its settings in the file, and print their paths."""
     check_format(args.clip)
-    args.batch_size = args.batch_size or default_batch_size(args.model)
     prompts = args.prompt or read_prompts(args.prompts, "test", args.model)
     if args.prompt_type == "neg_emb" and not args.neg_embedding:
         raise ValueError("--prompt-type neg_emb needs --neg-embedding FILE. Try that, or neg_prompt, or only_pos.")
@@ -76,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     sampling = chosen_sampling(args, embedding)
     check_folder(args.output)
     model = load_model_of(args)
+    args.batch_size = args.batch_size or default_batch_size(args.model, model)
     if embedding:
         embedding.require(model.family, model.width, model.max_tokens)
     jobs = [(p, args.seed + i) for i, p in enumerate(p for p in prompts for _ in range(args.images_per_prompt))]

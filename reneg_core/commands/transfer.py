@@ -123,7 +123,7 @@ def _compared(args: argparse.Namespace, embedding: NegativeEmbedding, name: str,
     with progress_bars() as progress:
         evaluation = compare_rivals(
             model, pairs, Rivals(embeddings={EMBEDDING: embedding}), judges_of(reward, name, {}), sampling,
-            keep=Keep(8, 4), batch_size=args.batch_size or default_batch_size(name), progress=progress,
+            keep=Keep(8, 4), batch_size=args.batch_size or default_batch_size(name, model), progress=progress,
         )  # fmt: skip
     print(f"{printable(name)}: {headline(evaluation)}\n{write_report(folder, evaluation, embedding=embedding)}",
           file=sys.stderr if args.json else sys.stdout)  # fmt: skip

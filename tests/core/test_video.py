@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from reneg_core.backends import load_model, wrap
 from reneg_core.clip_files import write_clip
-from reneg_core.clips import by_picture, evenly
+from reneg_core.clips import evenly
 from reneg_core.embedding import NegativeEmbedding
 from reneg_core.evaluation import to_image
 from reneg_core.sampling import Sampling, Size, sample
@@ -108,26 +108,6 @@ def test_recomputing_is_switched_off_again() -> None:
     assert all("forward" in vars(block) for block in blocks) and model.pipeline.vae.is_gradient_checkpointing
     model.checkpointing(False)
     assert not any("forward" in vars(block) for block in blocks) and not model.pipeline.vae.is_gradient_checkpointing
-
-
-def test_frames_lie_in_the_middle_of_equal_parts() -> None:
-    assert evenly(16, 4) == [2, 6, 10, 14] and evenly(9, 1) == [4] and evenly(3, 4) == evenly(3, 0) == [0, 1, 2]
-    assert evenly(161, 4) == [20, 60, 100, 140]
-
-
-def test_a_clip_is_judged_by_the_mean_of_its_frames() -> None:
-    clips, seen = torch.rand(2, 3, 3, 4, 4), []
-
-    def judge(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        seen.append(prompts)
-        return images.mean((1, 2, 3))
-
-    assert torch.allclose(by_picture(judge, clips, ["a", "b"]), clips.mean((1, 2, 3, 4)), atol=1e-6)
-    assert seen == [["a"] * 3 + ["b"] * 3]
-    parts = by_picture(lambda images, prompts: {"grey": judge(images, prompts)}, clips, ["a", "b"])
-    assert torch.allclose(parts["grey"], clips.mean((1, 2, 3, 4)), atol=1e-6)
-    assert by_picture(judge, clips[:, 0], ("a", "b")).shape == (2,)
-    assert by_picture(lambda images, prompts: "nothing", clips, ["a", "b"]) == "nothing"
 
 
 def test_a_clip_is_shown_as_a_sheet() -> None:

@@ -210,4 +210,4 @@ def test_what_only_draws_may_be_missing(host, tmp_path) -> None:
         "from pack.nodes import load_nodes; print(len(load_nodes()))"
     )
     done = subprocess.run([python, "-c", script, str(folder), str(PACK), str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.split()[-1] == "13", done.stderr[-2000:]
+    assert done.returncode == 0 and done.stdout.split()[-1] == "14", done.stderr[-2000:]

@@ -40,7 +40,8 @@ def load_denoiser(folder: Path, dtype: torch.dtype) -> Any:
     """
     from diffusers import UNet3DConditionModel
 
-    unet = UNet3DConditionModel.from_config(UNet3DConditionModel.load_config(folder))
+    with torch.device("meta"):
+        unet = UNet3DConditionModel.from_config(UNet3DConditionModel.load_config(folder))
     weights = _weights(folder)
     rate = {key.removeprefix(PART): weights.pop(key) for key in list(weights) if key.startswith(PART)}
     own = unet.state_dict()
@@ -50,10 +51,10 @@ def load_denoiser(folder: Path, dtype: torch.dtype) -> Any:
             f"Got weights in {folder} that differ from diffusers' UNet3DConditionModel in {len(wrong)} keys, for "
             f"example {wrong[0]!r}; expected VideoCrafter2 as converted to that layout."
         )
-    unet.load_state_dict(weights)
+    unet.load_state_dict(weights, assign=True)
     if rate:
-        with torch.no_grad():
-            unet.time_embedding.linear_2.bias += embedded_rate(unet, rate, FRAME_RATE)
+        bias = unet.time_embedding.linear_2.bias
+        bias.data = bias.data.float() + embedded_rate(unet, rate, FRAME_RATE)
     return unet.to(dtype)
 
 

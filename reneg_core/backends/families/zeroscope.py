@@ -1,6 +1,7 @@
 """ZeroScope v2 and ModelScope's text-to-video model (Wang et al. 2023, arXiv 2308.06571)."""
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -20,6 +21,10 @@ class ZeroScope(VideoModel, StableDiffusion):
     reads_mask = False
     load_options = VideoModel.load_options
     native_frames, frame_rate = 16, 8.0
+
+    def __init__(self, pipeline: Any, name: str) -> None:
+        super().__init__(pipeline, name)
+        pipeline.vae.enable_slicing()  # one frame after the other
 
     def _predict(self, x: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         return self.network(x, timestep, encoder_hidden_states=conditioning.tokens, return_dict=False)[0]

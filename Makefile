@@ -1,13 +1,14 @@
 # make demo   set up and watch a negative embedding being learned (leaves demo-output/)
 # make test   set up and run the tests
 # make mutants  plant mistakes in the code and see whether the tests notice (docs/testing.md); stops and goes on
+# make gpu    on a machine with a CUDA device: what a step takes there, in about ten minutes (docs/benchmarks.md)
 # make lint   style and format checks
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test mutants lint clean
+.PHONY: demo test mutants gpu lint clean
 
 demo: $(READY)
 	$(BIN)/python -m reneg_core demo --output demo-output
@@ -19,6 +20,9 @@ test: $(READY)
 mutants: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,mutants]"
 	$(BIN)/python scripts/mutants.py $(ARGS)
+
+gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

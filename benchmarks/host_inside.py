@@ -25,7 +25,7 @@ def enter(script: str) -> None:
     if not host or not python:
         sys.exit(hosting.MISSING.replace("the host tests are skipped", "nothing is measured"))
     base = hosting.base_directory(Path(tempfile.mkdtemp()) / "base", hosting.models_folder(host, python))
-    os.environ |= {"RENEG_BENCH_BASE": str(base), "COMFYUI_PATH": str(host)}
+    os.environ |= hosting.environment(python, base) | {"RENEG_BENCH_BASE": str(base), "COMFYUI_PATH": str(host)}
     os.execv(python, [python, script, *sys.argv[1:]])
 
 

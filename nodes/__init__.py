@@ -8,7 +8,18 @@ from comfy_api.latest import ComfyExtension, io
 
 from .host.files import register_folders
 
-FAMILIES = ("tiny", "embedding", "sampling", "rewards", "training", "older", "adapting", "compare", "video")
+FAMILIES = (
+    "tiny",
+    "embedding",
+    "sampling",
+    "rewards",
+    "facts",
+    "training",
+    "older",
+    "adapting",
+    "compare",
+    "video",
+)
 
 
 def load_nodes(names: tuple[str, ...] = FAMILIES) -> list[type[io.ComfyNode]]:

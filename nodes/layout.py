@@ -10,15 +10,32 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from reneg_core.conventions import FAMILIES, encoder_of
 from reneg_core.embedding import NegativeEmbedding
 from reneg_core.model import Conditioning
 
 HostConditioning = list[list[Any]]
 CARRIED = {"pooled_output", "attention_mask"}
+MASK_OF_PICTURES = {"flux", "chroma"}
+"""Families whose architecture the host hands a mask as one of the picture."""
+WITHOUT_POOLED = {
+    name for name, known in FAMILIES.items() if not known.pooled and encoder_of(name) == encoder_of("t5-xxl")
+}
+"""Families whose encoder gives no pooled vector in the host either, which some architectures want to be told."""
 ACTING = {
     *("area", "mask", "strength", "set_area_to_bounds", "default", "gligen", "hooks", "control"),
     *("start_percent", "end_percent", "clip_start_percent", "clip_end_percent"),
-    *("width", "height", "crop_w", "crop_h", "target_width", "target_height", "aesthetic_score", "guidance"),
+    *(
+        "width",
+        "height",
+        "crop_w",
+        "crop_h",
+        "target_width",
+        "target_height",
+        "aesthetic_score",
+        "guidance",
+        "frame_rate",
+    ),
 }
 
 
@@ -28,7 +45,8 @@ def to_bchw(images: Tensor) -> Tensor:
 
 
 def to_bhwc(images: Tensor) -> Tensor:
-    """B3HW -> BHWC float32 on the CPU."""
+    """B3HW, or the frames of clips BT3HW one after the other, -> BHWC float32 on the CPU."""
+    images = images.flatten(0, 1) if images.ndim == 5 else images
     return images.detach().movedim(1, -1).float().cpu().contiguous()
 
 
@@ -103,11 +121,15 @@ def to_host(embedding: NegativeEmbedding, like: dict[str, Any] | None = None) ->
 
     like: the dict of another CONDITIONING of the same model (the empty prompt, or the negative it replaces): what is
     there besides text (ControlNet, areas, hooks, sizes) is kept, and a pooled vector the embedding lacks is taken from
-    it. Masked tokens are cut, because some architectures have no place for a mask.
+    it. Masked tokens are cut, because some architectures have no place for a mask; one of ones is told where ``like``
+    has one, or where nothing is known of the model but that the embedding has one and its family reads it as text's.
     """
     extra, tokens = dict(like or {}), unmasked(embedding).tokens
-    if embedding.mask is not None or "attention_mask" in extra:
+    masked = embedding.mask is not None and embedding.family not in MASK_OF_PICTURES
+    if masked if like is None else "attention_mask" in like:
         extra["attention_mask"] = torch.ones(1, tokens.shape[1], dtype=torch.int64)
     if embedding.pooled is not None:
         extra["pooled_output"] = embedding.pooled
+    elif embedding.family in WITHOUT_POOLED:
+        extra.setdefault("pooled_output", None)
     return [[tokens.clone(), extra]]

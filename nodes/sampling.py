@@ -112,11 +112,13 @@ def check_width(embedding: NegativeEmbedding, positive: HostConditioning) -> Non
 
 
 def _needed_beside(embedding: NegativeEmbedding, positive: HostConditioning) -> dict[str, Any]:
-    """Sizes as the positive has them, and a zero pooled vector where the model has one and the embedding none."""
-    extra = {k: v for k, v in positive[0][1].items() if k.startswith(("width", "height", "crop", "target", "guidance"))}
-    pooled = positive[0][1].get("pooled_output")
-    if pooled is not None and embedding.pooled is None:
-        extra["pooled_output"] = pooled.new_zeros(pooled.shape)
+    """Sizes and rates as the positive has them, that there is a mask, and a zero pooled vector where the model has one
+    and the embedding none."""
+    told, sizes = positive[0][1], ("width", "height", "crop", "target", "guidance", "frame_rate", "attention_mask")
+    extra = {name: value for name, value in told.items() if name.startswith(sizes)}
+    if "pooled_output" in told and embedding.pooled is None:
+        pooled = told["pooled_output"]
+        extra["pooled_output"] = None if pooled is None else pooled.new_zeros(pooled.shape)
     return extra
 
 

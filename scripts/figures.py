@@ -317,6 +317,25 @@ def full_size_table() -> str:
 
 
 @figure
+def memory_table() -> str:
+    """A step's peak at the published sizes, and the largest micro-batch on some cards, plain / recomputed."""
+    rows, ways = [], ("plain", "recomputed")
+    for one in results("memory")["models"].values():
+        fits = zip(*(one["fits"][way].values() for way in ways), strict=True)
+        peaks = [f"{one['gib'][way]['peak'] / 2**30:.1f}" for way in ways]
+        rows.append(
+            [one["label"], str(one["pixels"]), *peaks, *(f"{few or '-'} / {many or '-'}" for few, many in fits)]
+        )
+    return _table(["model", "px", "GiB", "recomputed", "8 GB", "12 GB", "16 GB", "24 GB"], rows)
+
+
+@figure
+def memory_error() -> str:
+    """The largest difference of computed from recorded memory."""
+    return f"{max(abs(v - 1) for one in results('memory')['against'].values() for v in one.values()):.0%}"
+
+
+@figure
 def originals_table() -> str:
     """The reward models beside their authors' packages."""
     rows = []
@@ -352,6 +371,22 @@ def families_table() -> str:
             ]
         )
     return _table(["family and its scheduler", "pixels", "gradient", "reward before and after"], rows)
+
+
+@figure
+def host_families_table() -> str:
+    """Every architecture's small network inside ComfyUI: its estimates, gradients and training."""
+    rows = []
+    for one in results("host_families")["families"].values():
+        run = one["training"]
+        errors = [f"{part} {max(found):.1e}" for part, found in one["gradient_error"].items()]
+        recomputed = max(one["reference_error"].values())
+        equal = "equal" if one["ksampler_equal"] else "not equal"
+        row = [one["label"], f"`{one['family']}`", f"{one['estimates']:.1e}", equal, ", ".join(errors)]
+        pairs = [("before", "after"), ("ksampler_empty", "ksampler_learned")]
+        rows.append([*row, f"{recomputed:.0e}", *(f"{run[first]:.5f} to {run[last]:.5f}" for first, last in pairs)])
+    head = "architecture|family|estimates|latents|gradient|recomputed|reward before and after|KSampler: empty, learned"
+    return _table(head.split("|"), rows)
 
 
 @figure

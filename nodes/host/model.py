@@ -7,25 +7,30 @@ for every sampler; only the loop in between is the core's.
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import reduce
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import comfy.model_management as memory
 import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
+from comfy.ldm.modules.diffusionmodules.openaimodel import TimestepEmbedSequential
 from torch import Tensor, nn
 
 from reneg_core.digests import DIGEST, digest_of, sha256_of
-from reneg_core.model import Branch, Conditioning, DiffusionModel, concat
+from reneg_core.model import Branch, Conditioning, DiffusionModel
 from reneg_core.sampling import NATIVE, Sampling, Size
 
-from .checks import check_loaded, check_mask_is_read, check_trainable, explained, needs_cloning
+from .checks import check_loaded, check_trainable, explained
+from .families import check_encoder, facts_of, family_of_model, name_of
 from .feedback import Passing, stoppable
-from .probing import resident_clone, training_flag
+from .latents import Latents
+from .probing import keeps_state, resident_clone, training_flag
+from .recompute import Checkpoints, blocks_of
+from .rows import Processed, attended, groups, joined, merged
 from .schedules import levels
-from .tensors import CloningCheckpoints, blocks_of, frozen, repair, repair_attributes
-from .text import encode, encode_alone, family_of
+from .tensors import frozen, repair, repair_attributes
+from .text import encode_alone, family_of
 
 T = TypeVar("T")
 CACHED_PROMPTS = 512
@@ -35,13 +40,14 @@ GRADIENT_MEMORY = 4  # a pass with gradient keeps about this many times what the
 
 
 class HostModel(DiffusionModel):
-    """A text-to-image MODEL with its CLIP and VAE.
+    """A MODEL from text to pictures or clips with its CLIP and VAE.
 
     scheduler: the host's, for the spacing "model"; the other spacings name theirs (see :mod:`schedules`).
     companions: patchers of other networks the work needs (rewards): they are loaded and repaired together with the
-    model. size: of a picture in pixels where the work does not say it. batch: the largest batch of a pass with
-    gradient, for the host's memory estimate. passing: a context around every use of a network of the host, deciding
-    what the stop button does; by default it raises the host's interruption.
+    model. size: in pixels, and of a clip in frames, where the work does not say it. batch: the largest batch of a pass
+    with gradient, for the host's memory estimate. passing: a context around every use of a network of the host,
+    deciding what the stop button does; by default it raises the host's interruption.
+    Errors: ValueError for architectures that are not among :data:`.families.FAMILIES`, and for parts of another one.
     """
 
     def __init__(
@@ -58,18 +64,23 @@ class HostModel(DiffusionModel):
         passing: Passing = stoppable,
     ) -> None:
         check_trainable(model, vae)
+        self._family, encoded = family_of_model(model), family_of(clip)
+        check_encoder(model, self._family, encoded)
+        self.family = self._family.convention or encoded
         self._patcher, self._clip, self._vae = _private_clone(model), clip, vae
         self._companions, self._scheduler = list(companions), scheduler
-        self._size, self._batch, self._passing = size, batch, passing
-        self._checkpoints = CloningCheckpoints(passing)
-        self._always_checkpoint = needs_cloning(model)
+        self._frames = size.frames or facts_of(model).frames
+        self._latents = Latents(model, vae, replace(size, frames=self._frames))
+        self._batch, self._passing = batch, passing
+        self._checkpoints = Checkpoints(passing)
         self._prompts: OrderedDict[str, Conditioning] = OrderedDict()
         self._guider: Any = None
         self.device = model.load_device
-        self.family = family_of(clip)
-        null, self._null_extra = encode(clip, "")
-        self.width, self.max_tokens = null.tokens.shape[2], None
-        self.name = name or f"{type(model.model.model_config).__name__} (scheduler {scheduler})"
+        self._null, length = encode_alone(clip, ""), self._family.length
+        self._padding = encode_alone(clip, "", length).tokens if length else None
+        self.width, self.max_tokens = self._null.tokens.shape[2], None
+        clips = f", {self._frames} frames" if self._frames > 1 else ""
+        self.name = name or f"{name_of(model)} (scheduler {scheduler}{clips})"
         self.dtype = model.model.manual_cast_dtype or model.model.get_dtype()
 
     def run(self, work: Callable[[DiffusionModel], T]) -> T:
@@ -84,7 +95,7 @@ class HostModel(DiffusionModel):
             stack.enter_context(explained(self._patcher))
             self._load()
             stack.enter_context(frozen(*self._networks()))
-            if self._always_checkpoint:
+            if not self._family.plain:
                 self.checkpointing(True)
             return self._inside_sampling(work)
 
@@ -92,7 +103,7 @@ class HostModel(DiffusionModel):
         return [self._patcher.model, self._vae.first_stage_model, *(patcher.model for patcher in self._companions)]
 
     def _load(self) -> None:
-        need = self._patcher.model.memory_required([self._batch, *self._latent_shape()]) * GRADIENT_MEMORY
+        need = self._patcher.model.memory_required([self._batch, *self._latents.shape(NATIVE)]) * GRADIENT_MEMORY
         patchers = [self._patcher, self._vae.patcher, *self._companions]
         memory.load_models_gpu(patchers, memory_required=need, force_full_load=True)
         check_loaded(self._patcher)
@@ -103,9 +114,9 @@ class HostModel(DiffusionModel):
     def _inside_sampling(self, work: Callable[[DiffusionModel], T]) -> T:
         caller = _Caller(self, work)
         guider = comfy.samplers.CFGGuider(self._patcher)
-        tokens = encode(self._clip, "")[0].tokens
-        guider.set_conds([[tokens, dict(self._null_extra)]], [[tokens, dict(self._null_extra)]])
-        latent = torch.zeros(1, *self._latent_shape())
+        null = {name: part for name, part in self._told(self._null).items() if name != "cross_attn"}
+        guider.set_conds(*([[self._null.tokens, dict(null)]] for _ in Branch))
+        latent = torch.zeros(1, *self._latents.shape(NATIVE))
         sigmas = self.sigmas(Sampling(steps=2))
         try:
             guider.sample(torch.zeros_like(latent), latent, caller, sigmas, disable_pbar=True, seed=0)
@@ -114,11 +125,9 @@ class HostModel(DiffusionModel):
         return caller.result
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of each prompt; prompts of unequal token counts are repeated to a common length where the host
-        does so too, and refused otherwise."""
-        parts = [self._encode_one(prompt) for prompt in prompts]
-        longest = max(part.tokens.shape[1] for part in parts)
-        return reduce(concat, (_repeated(part, longest) for part in parts))
+        """Conditioning of each prompt as the host encodes it; a mask tells it from its padding where lengths differ, or
+        where the family's convention is longer than what the host encodes."""
+        return joined([self._encode_one(prompt) for prompt in prompts], self._padding)
 
     def _encode_one(self, prompt: str) -> Conditioning:
         if prompt in self._prompts:
@@ -132,7 +141,7 @@ class HostModel(DiffusionModel):
     def _encode_needed(self, prompt: str) -> Conditioning:
         with self._passing():
             part = encode_alone(self._clip, prompt).to("cpu")
-        return part if _uses_pooled(self._patcher.model) else Conditioning(part.tokens, part.mask)
+        return part if self._family.pooled else replace(part, pooled=None)
 
     def denoise(
         self, x: Tensor, sigma: Tensor, conditioning: Conditioning, branches: Sequence[Branch] = (Branch.POSITIVE,)
@@ -140,49 +149,66 @@ class HostModel(DiffusionModel):
         """One conditional pass of each branch through the host's own batching, patches and wrappers.
 
         They are told the branches as KSampler tells them: ``cond_or_uncond`` is ``[1, 0]`` for both branches of the
-        same ``x`` (one batch, the negative's rows first, if memory allows), ``[0]`` or ``[1]`` for one alone.
+        same ``x`` (one batch, the negative's rows first, if memory allows), ``[0]`` or ``[1]`` for one alone. Rows that
+        the host does not pass together, of other lengths for example, are passed one after the other.
         """
         level = sigma.detach().to(x.device, torch.float32, copy=True).reshape(-1).expand(len(x))
-        states, sigmas = x.chunk(len(branches)), level.chunk(len(branches))
-        rows = len(states[0])
-        conditions = [
-            self._condition(state, conditioning[i * rows : (i + 1) * rows], branch)
-            for i, (state, branch) in enumerate(zip(states, branches, strict=True))
-        ]
+        states, sigmas, texts = x.chunk(len(branches)), level.chunk(len(branches)), _chunks(conditioning, len(branches))
         if _one_state(states, sigmas, branches):
-            found = self._pass(states[0], sigmas[0], dict(zip(branches, conditions, strict=True)))
+            found = self._passes(states[0], sigmas[0], dict(zip(branches, texts, strict=True)))
             return torch.cat([found[branch] for branch in branches])
-        parts = zip(states, sigmas, branches, conditions, strict=True)
-        return torch.cat([self._pass(state, at, {branch: one})[branch] for state, at, branch, one in parts])
+        parts = zip(states, sigmas, branches, texts, strict=True)
+        return torch.cat([self._passes(state, at, {branch: text})[branch] for state, at, branch, text in parts])
 
-    def _pass(self, x: Tensor, level: Tensor, conditions: dict[Branch, dict[str, Any]]) -> list[Tensor]:
-        """Clean estimates of ``x`` by branch number; a branch without a condition is not run."""
+    def _passes(self, x: Tensor, level: Tensor, texts: dict[Branch, Conditioning]) -> dict[Branch, Tensor]:
+        """Clean estimates of ``x`` by branch."""
+        rows = [
+            [self._processed(x[[i]], text[i : i + 1], branch) for branch, text in texts.items()] for i in range(len(x))
+        ]
+        found: dict[Branch, list[Tensor]] = {branch: [] for branch in texts}
+        places = groups(rows)
+        for group in places:
+            conditions = {
+                branch: {"model_conds": merged([rows[i][number] for i in group]), "uuid": self._uuids[branch]}
+                for number, branch in enumerate(texts)
+            }
+            for branch, estimate in self._pass(x[group], level[group], conditions).items():
+                found[branch].append(estimate)
+        order = torch.tensor([i for group in places for i in group]).argsort()
+        return {branch: parts[0] if len(parts) == 1 else torch.cat(parts)[order] for branch, parts in found.items()}
+
+    def _pass(self, x: Tensor, level: Tensor, conditions: dict[Branch, dict[str, Any]]) -> dict[Branch, Tensor]:
+        """Clean estimates of one batch; a branch without a condition is not run."""
         wanted = [[conditions[branch]] if branch in conditions else None for branch in Branch]
         with self._passing():
-            return comfy.samplers.calc_cond_batch(self._active().inner_model, wanted, x, level, self._options)
+            found = comfy.samplers.calc_cond_batch(self._active().inner_model, wanted, x, level, self._options)
+        return {branch: found[branch] for branch in conditions}
 
-    def _condition(self, x: Tensor, conditioning: Conditioning, branch: Branch) -> dict[str, Any]:
-        """The processed form of a conditioning that the host's batching takes."""
-        extra = {k: v for k, v in self._null_extra.items() if k not in ("pooled_output", "attention_mask")}
-        extra["cross_attn"] = conditioning.tokens.to(x.device)
-        if conditioning.pooled is not None:
-            extra["pooled_output"] = conditioning.pooled.to(x.device)
-        if conditioning.mask is not None:
-            extra["attention_mask"] = conditioning.mask.to(x.device)
-        if conditioning.pooled is not None and not _uses_pooled(self._patcher.model):
-            raise ValueError(f"Got a pooled vector, which {self.name} does not read. Try an embedding made for it.")
-        encoded = self._active().inner_model.extra_conds(
-            **extra,
+    def _processed(self, x: Tensor, row: Conditioning, branch: Branch) -> Processed:
+        """What the host's architecture makes of one row for one branch."""
+        self._check_pooled(row)
+        return self._active().inner_model.extra_conds(
+            **self._told(attended(row, self.name).to(x.device)),
             noise=x,
             device=x.device,
-            width=x.shape[-1] * self._factor,
-            height=x.shape[-2] * self._factor,
+            width=x.shape[-1] * self._latents.factor,
+            height=x.shape[-2] * self._latents.factor,
             prompt_type=branch.name.lower(),
             latent_image=torch.zeros_like(x),
             seed=0,
         )
-        check_mask_is_read(self.name, conditioning.mask, encoded)
-        return {"model_conds": encoded, "uuid": self._uuids[branch]}
+
+    def _told(self, part: Conditioning) -> dict[str, Any]:
+        """One row, all of it attended to, under the host's names: a pooled vector or None, a mask if one is needed."""
+        told = {"cross_attn": part.tokens, "pooled_output": part.pooled}
+        if self._family.mask:
+            told["attention_mask"] = torch.ones(part.tokens.shape[:2], dtype=torch.int64, device=part.tokens.device)
+        return told
+
+    def _check_pooled(self, row: Conditioning) -> None:
+        if (row.pooled is not None) != self._family.pooled:
+            got, wanted = ("no", "reads") if self._family.pooled else ("a", "does not read")
+            raise ValueError(f"Got {got} pooled vector, which {self.name} {wanted}. Try an embedding made for it.")
 
     def sigmas(self, sampling: Sampling) -> Tensor:
         """The host's noise levels, float32 on the CPU; patches that ask for the schedule are told of them too."""
@@ -193,7 +219,7 @@ class HostModel(DiffusionModel):
 
     def noise(self, seeds: Sequence[int], size: Size = NATIVE) -> Tensor:
         """Standard normal latents, one private generator per row, drawn on the CPU."""
-        shape = self._latent_shape(size)
+        shape = self._latents.shape(size)
         rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(rows).to(self.device)
 
@@ -205,19 +231,21 @@ class HostModel(DiffusionModel):
         return self._sampling.inverse_noise_scaling(sigma.to(x.device), x)
 
     def decode(self, latents: Tensor, frames: int = 0) -> Tensor:
-        """The VAE's network itself: the host's own decode has no gradient and tiles when memory is short."""
-        vae = self._vae
-        raw = self._active().inner_model.process_latent_out(latents).to(vae.vae_dtype)
+        """The VAE's network itself: the host's own decode has no gradient and tiles when memory is short; see
+        :meth:`.latents.Latents.decode`."""
+        raw = self._active().inner_model.process_latent_out(latents)
         with self._passing():
-            return vae.process_output(vae.first_stage_model.decode(raw).float()).clamp(0, 1)
+            return self._latents.decode(raw, frames)
 
     def checkpointing(self, enabled: bool) -> None:
         """Recompute the denoiser's and the decoder's blocks in the backward pass."""
-        if not enabled and not self._always_checkpoint:
+        if not enabled and self._family.plain:
             self._checkpoints.restore()
         elif enabled:
             decoder = getattr(self._vae.first_stage_model, "decoder", self._vae.first_stage_model)
-            for block in [*blocks_of(self._patcher.model.diffusion_model), *blocks_of(decoder)]:
+            opened = (TimestepEmbedSequential,)  # the UNets call its members, not itself
+            blocks = blocks_of(self._patcher.model.diffusion_model, opened)
+            for block in blocks if keeps_state(decoder) else [*blocks, *blocks_of(decoder)]:
                 self._checkpoints.wrap(block)
 
     def digest(self) -> str:
@@ -233,23 +261,12 @@ class HostModel(DiffusionModel):
             "denoiser": DIGEST + self.digest(),
             "text encoder": digest_of({name: t for name, t in tensors.items() if t is not None}),
             "VAE": digest_of(self._vae.first_stage_model.state_dict()),
+            **({"frames": str(self._frames)} if len(self._latents.shape(NATIVE)) > 3 else {}),
         }
 
     @property
     def _sampling(self) -> Any:
         return self._active().inner_model.model_sampling
-
-    @property
-    def _factor(self) -> int:
-        ratio = self._vae.downscale_ratio
-        return ratio if isinstance(ratio, int) else 8
-
-    def _latent_shape(self, size: Size = NATIVE) -> tuple[int, int, int]:
-        sides = (size.height or self._size.height, size.width or self._size.width)
-        if any(side < self._factor or side % self._factor for side in sides):
-            raise ValueError(f"Got a picture of {sides[1]}x{sides[0]} pixels, expected multiples of {self._factor}.")
-        channels = self._patcher.model.latent_format.latent_channels
-        return (channels, sides[0] // self._factor, sides[1] // self._factor)
 
     def _active(self) -> Any:
         if self._guider is None:
@@ -272,7 +289,7 @@ class _Caller(comfy.samplers.Sampler):
         with torch.inference_mode(False), torch.enable_grad():
             self.model._enter(model_wrap, extra_args["model_options"])
             self.result = self.work(self.model)
-        return torch.zeros(1, *self.model._latent_shape(), device=self.model.device)
+        return torch.zeros(1, *self.model._latents.shape(NATIVE), device=self.model.device)
 
 
 def _private_clone(model: Any) -> Any:
@@ -283,9 +300,10 @@ def _private_clone(model: Any) -> Any:
     return clone
 
 
-def _uses_pooled(network: Any) -> bool:
-    """Whether the architecture reads a pooled vector (its ADM input, or a vector input of its transformer)."""
-    return network.adm_channels > 0 or "vec_in_dim" in network.model_config.unet_config
+def _chunks(conditioning: Conditioning, count: int) -> list[Conditioning]:
+    """The rows of each branch."""
+    rows = len(conditioning) // count
+    return [conditioning[i * rows : (i + 1) * rows] for i in range(count)]
 
 
 def _one_state(states: Sequence[Tensor], sigmas: Sequence[Tensor], branches: Sequence[Branch]) -> bool:
@@ -294,14 +312,3 @@ def _one_state(states: Sequence[Tensor], sigmas: Sequence[Tensor], branches: Seq
         torch.equal(states[0], state) and torch.equal(sigmas[0], at) for state, at in zip(states, sigmas, strict=True)
     )
     return len(set(branches)) == len(branches) and all(same)
-
-
-def _repeated(part: Conditioning, length: int) -> Conditioning:
-    """Repeat tokens to ``length``: neutral for cross-attention without positions, which is all that repeats here."""
-    times, rest = divmod(length, part.tokens.shape[1])
-    if rest or (times > 1 and part.mask is not None):
-        raise ValueError(
-            f"Got prompts of {part.tokens.shape[1]} and {length} tokens in one batch, which this model cannot join. "
-            "Try prompts of similar length, or a micro-batch of 1."
-        )
-    return part if times == 1 else Conditioning(part.tokens.repeat(1, times, 1), part.mask, part.pooled)

@@ -60,6 +60,11 @@ def loaded_in_part(patcher: Any) -> bool:
     return bool(getattr(patcher.model, "model_lowvram", False))
 
 
+def keeps_state(network: Any) -> bool:
+    """Whether parts of a network remember their last call, as newer decoders of video do: they cannot be run again."""
+    return any(hasattr(module, "temporal_cache_state") for module in network.modules())
+
+
 @contextmanager
 def training_flag() -> Iterator[None]:
     """Newer hosts choose differentiable kernels while this flag is set."""

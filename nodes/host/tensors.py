@@ -5,15 +5,11 @@ save; assigning ``.data`` does not repair a parameter, replacing the ``Parameter
 computes bit-identical.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-
-from .feedback import Passing
 
 
 def unusable(tensor: Tensor) -> bool:
@@ -74,55 +70,3 @@ def frozen(*roots: nn.Module) -> Iterator[None]:
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
-
-
-class CloningCheckpoints:
-    """Activation checkpointing of networks whose blocks may change their inputs in place.
-
-    Every floating tensor argument is cloned before the block sees it, so that the recomputation starts from the same
-    values; without that, some architectures give a wrong gradient silently. passing: a context around each block.
-    """
-
-    def __init__(self, passing: Passing = nullcontext) -> None:
-        self._patched: list[nn.Module] = []
-        self._passing = passing
-
-    def wrap(self, module: nn.Module) -> None:
-        """Recompute ``module`` in the backward pass until :meth:`restore`."""
-        if "forward" in vars(module):
-            return
-        module.forward = _checkpointed(module.forward, self._passing)
-        self._patched.append(module)
-
-    def restore(self) -> None:
-        """Undo every :meth:`wrap`."""
-        while self._patched:
-            del self._patched.pop().forward
-
-
-def _checkpointed(forward: Callable[..., Any], passing: Passing) -> Callable[..., Any]:
-    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with passing():
-            return forward(*[_cloned(a) for a in args], **{k: _cloned(v) for k, v in kwargs.items()})
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        return checkpoint(run, args, kwargs, use_reentrant=False)
-
-    return wrapped
-
-
-def _cloned(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def blocks_of(network: nn.Module) -> list[nn.Module]:
-    """The largest parts of ``network`` that are called as a whole: its children, and the members of its lists."""
-    found = []
-    for child in network.children():
-        if isinstance(child, nn.ModuleList | nn.ModuleDict):
-            found += blocks_of(child)
-        else:
-            found.append(child)
-    return found

@@ -17,9 +17,8 @@ FAMILY_OF_CLASS = {
     "StableCascadeClipModel": "openclip-g",
     "SD3ClipModel": "sd3",
     "PixArtT5XXL": "t5-xxl",
-    "FluxClipModel": "t5-xxl",
+    "FluxClipModel": "flux",
     "MochiT5XXL": "t5-xxl",
-    "LTXVT5": "t5-xxl",
     "CosmosT5XXL": "t5-xxl-1.0",
     "WanT5Model": "umt5-xxl",
     "SD1ClipModel": "clip-l",
@@ -39,13 +38,16 @@ def family_of(clip: Any) -> str:
     return known or lineage[0]
 
 
-def encode(clip: Any, text: str) -> tuple[Conditioning, dict[str, Any]]:
+def encode(clip: Any, text: str, length: int = 0) -> tuple[Conditioning, dict[str, Any]]:
     """One prompt as conditioning and as the dict that the host carries with it; no graph, ordinary tensors.
+
+    length: tokens that T5 pads the prompt to, where it is not the host's own choice (0).
 
     Errors: ValueError for a text encoder whose hooks change over the schedule, which gives several conditionings.
     """
     with torch.inference_mode(False), torch.no_grad():
-        found = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        options = {"tokenizer_options": {"t5xxl_min_length": length}} if length else {}
+        found = clip.encode_from_tokens_scheduled(clip.tokenize(text, **options))
         if len(found) != 1:
             raise ValueError(
                 f"Got a CLIP that encodes a prompt in {len(found)} scheduled parts, expected one. "
@@ -55,9 +57,9 @@ def encode(clip: Any, text: str) -> tuple[Conditioning, dict[str, Any]]:
         return from_host(tokens, extra), extra
 
 
-def encode_alone(clip: Any, text: str) -> Conditioning:
+def encode_alone(clip: Any, text: str, length: int = 0) -> Conditioning:
     """One prompt as conditioning, for models that read nothing beside it; ValueError names what would be lost."""
-    tokens, extra = encode(clip, text)
+    tokens, extra = encode(clip, text, length)
     lost = beside_text(extra)
     if lost:
         raise ValueError(

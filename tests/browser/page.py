@@ -35,6 +35,15 @@ class ComfyPage:
 
     def open(self) -> None:
         self.page.goto(self.url, wait_until="domcontentloaded", timeout=180_000)
+        self._ready()
+
+    def reload(self) -> None:
+        """As a person does it, also while something runs."""
+        self.page.reload(wait_until="domcontentloaded", timeout=180_000)
+        self._ready()
+
+    def _ready(self) -> None:
+        """Wait until the page can be used; errors of its own start are not ours."""
         self.page.wait_for_function(READY, timeout=180_000)
         self.errors = [error for error in self.errors if "/extensions/reneg" in error]
 

@@ -14,6 +14,8 @@ MODULES = (
     "comfy.ldm",
     "comfy.ldm.modules",
     "comfy.ldm.modules.attention",
+    "comfy.ldm.modules.diffusionmodules",
+    "comfy.ldm.modules.diffusionmodules.openaimodel",
     "comfy.model_management",
     "comfy.model_patcher",
     "comfy.sample",

@@ -138,45 +138,130 @@ def test_an_embedding_that_does_not_say_is_told_of(schedules: Any) -> None:
     assert schedules.learned_for(embedding(source="conditioning")) == ""
 
 
+class Cond:
+    """What the host's architecture makes of a prompt: here its first number, which says whose it is, and its length."""
+
+    def __init__(self, cond: list[float], length: int) -> None:
+        self.cond, self.length = cond, length
+
+    def can_concat(self, other: "Cond") -> bool:
+        return self.length == other.length
+
+    def concat(self, others: list["Cond"]) -> list[float]:
+        return [*self.cond, *(number for other in others for number in other.cond)]
+
+    def _copy_with(self, cond: list[float]) -> "Cond":
+        return Cond(cond, self.length)
+
+
 @pytest.fixture()
 def passes() -> Iterator[tuple[Any, list[Any]]]:
-    """A HostModel on doubles whose passes give the branch's number, and a list of what the host was asked."""
+    """A HostModel on doubles whose passes give the branch's number and a hundredth of the prompt's, and a list of what
+    the host was asked: the prompts of each branch, and the noise levels."""
     with imported("host.model") as [module]:
         model, asked = object.__new__(module.HostModel), []
 
-        def calculate(network: Any, conditions: list[Any], x: Tensor, level: Tensor, options: Any) -> list[Tensor]:
-            asked.append((conditions, len(x), level.tolist()))
-            return [torch.full_like(x, branch) for branch in range(2)]
+        def calculate(network: Any, conditions: list[Any], x: Tensor, level: Tensor, options: Any) -> list[Any]:
+            texts = [None if part is None else part[0]["model_conds"]["text"].cond for part in conditions]
+            assert all(part is None or part[0]["uuid"] == branch for branch, part in enumerate(conditions))
+            asked.append((texts, level.tolist()))
+            numbers = [None if text is None else torch.tensor(text).reshape(-1, 1, 1, 1) / 100 for text in texts]
+            return [None if n is None else torch.full_like(x, branch) + n for branch, n in enumerate(numbers)]
 
         module.comfy.samplers.calc_cond_batch = calculate
         model._passing, model._guider, model._options = nullcontext, SimpleNamespace(inner_model=None), {}
-        model._condition = lambda x, conditioning, branch: (branch, conditioning.tokens[:, 0, 0].tolist())
+        model._uuids = {branch: branch.value for branch in Branch}
+        model._processed = lambda x, row, branch: {
+            "text": Cond([row.tokens[0, 0, 0].item()], int(row.tokens.shape[1] if row.mask is None else row.mask.sum()))
+        }
         yield model, asked
+
+
+ORDER = (Branch.NEGATIVE, Branch.POSITIVE)
 
 
 def test_a_joint_pass_is_one_call_with_both_branches(passes: Any) -> None:
     model, asked = passes
     x, tokens = torch.randn(2, 4, 2, 2), torch.arange(4.0).reshape(4, 1, 1)
-    order = (Branch.NEGATIVE, Branch.POSITIVE)
-    found = model.denoise(torch.cat([x, x]), torch.tensor(2.0), Conditioning(tokens), order)
-    assert asked == [([[(Branch.POSITIVE, [2.0, 3.0])], [(Branch.NEGATIVE, [0.0, 1.0])]], 2, [2.0, 2.0])]
-    assert found[:, 0, 0, 0].tolist() == [1, 1, 0, 0], "negative rows first"
+    found = model.denoise(torch.cat([x, x]), torch.tensor(2.0), Conditioning(tokens), ORDER)
+    assert asked == [([[2.0, 3.0], [0.0, 1.0]], [2.0, 2.0])]
+    assert found[:, 0, 0, 0].tolist() == pytest.approx([1, 1.01, 0.02, 0.03]), "negative rows first"
 
 
 @pytest.mark.parametrize("branch", list(Branch))
 def test_a_single_pass_is_labelled_as_its_branch(passes: Any, branch: Branch) -> None:
     model, asked = passes
     found = model.denoise(torch.randn(2, 4, 2, 2), torch.tensor(2.0), Conditioning(torch.zeros(2, 1, 1)), (branch,))
-    [(conditions, _, _)] = asked
-    assert conditions[branch] and conditions[1 - branch] is None and (found == branch).all()
+    [(texts, _)] = asked
+    assert texts[branch] == [0, 0] and texts[1 - branch] is None and (found == branch).all()
 
 
 def test_branches_at_different_levels_are_passed_one_after_the_other(passes: Any) -> None:
     model, asked = passes
     x = torch.randn(1, 4, 2, 2)
-    levels, order = torch.tensor([2.0, 3.0]), (Branch.NEGATIVE, Branch.POSITIVE)
-    model.denoise(torch.cat([x, x]), levels, Conditioning(torch.zeros(2, 1, 1)), order)
-    assert [(conditions.index(None), level) for conditions, _, level in asked] == [(0, [2.0]), (1, [3.0])]
+    levels = torch.tensor([2.0, 3.0])
+    model.denoise(torch.cat([x, x]), levels, Conditioning(torch.zeros(2, 1, 1)), ORDER)
+    assert [(texts.index(None), level) for texts, level in asked] == [(0, [2.0]), (1, [3.0])]
+
+
+def test_rows_that_the_host_does_not_join_are_passed_by_themselves_and_stay_in_order(passes: Any) -> None:
+    """Each row with its own noise level; a row belongs to others where both of its branches do."""
+    model, asked = passes
+    x, tokens = torch.randn(4, 4, 2, 2), torch.arange(8.0).reshape(8, 1, 1).expand(8, 3, 1)
+    lengths = torch.tensor([3, 3, 3, 1, 3, 2, 3, 3])
+    mask = (torch.arange(3) < lengths[:, None]).long()
+    levels = torch.tensor([1.0, 2.0, 3.0, 4.0]).repeat(2)
+    found = model.denoise(torch.cat([x, x]), levels, Conditioning(tokens, mask), ORDER)
+    assert asked == [
+        ([[4.0, 6.0], [0.0, 2.0]], [1.0, 3.0]),
+        ([[5.0], [1.0]], [2.0]),
+        ([[7.0], [3.0]], [4.0]),
+    ]
+    assert found[:, 0, 0, 0].tolist() == pytest.approx([1, 1.01, 1.02, 1.03, 0.04, 0.05, 0.06, 0.07])
+
+
+@pytest.fixture()
+def rows() -> Iterator[Any]:
+    with imported("host.rows") as [module]:
+        yield module
+
+
+def prompt(*numbers: float, masked: bool = False) -> Conditioning:
+    tokens = torch.tensor(numbers).reshape(1, -1, 1)
+    return Conditioning(tokens, torch.ones(1, len(numbers), dtype=torch.int64) if masked else None)
+
+
+def test_prompts_of_one_length_are_joined_as_they_are(rows: Any) -> None:
+    found = rows.joined([prompt(1, 2), prompt(3, 4)])
+    assert found.tokens.squeeze(2).tolist() == [[1, 2], [3, 4]] and found.mask is None
+    mixed = rows.joined([prompt(1, 2), prompt(3, 4, masked=True)])
+    assert mixed.mask.tolist() == [[1, 1], [1, 1]], "encoders leave out a mask of ones"
+
+
+def test_shorter_prompts_are_padded_and_the_mask_says_so(rows: Any) -> None:
+    for masked in (False, True):
+        found = rows.joined([prompt(1, masked=masked), prompt(2, 3, 4, masked=masked)])
+        assert found.tokens.squeeze(2).tolist() == [[1, 0, 0], [2, 3, 4]]
+        assert found.mask.tolist() == [[1, 0, 0], [1, 1, 1]]
+
+
+def test_the_family_padding_is_the_end_of_every_prompt(rows: Any) -> None:
+    padding = torch.tensor([7.0, 8.0, 9.0]).reshape(1, 3, 1)
+    one = rows.joined([prompt(1)], padding)
+    assert one.tokens.squeeze(2).tolist() == [[1, 8, 9]] and one.mask.tolist() == [[1, 0, 0]]
+    long = rows.joined([prompt(1), prompt(1, 2, 3, 4)], padding)
+    assert long.tokens.squeeze(2).tolist() == [[1, 8, 9, 0], [1, 2, 3, 4]]
+    assert long.mask.tolist() == [[1, 0, 0, 0], [1, 1, 1, 1]]
+
+
+def test_what_a_mask_hides_at_the_end_is_left_out(rows: Any) -> None:
+    row = Conditioning(prompt(1, 2, 3).tokens, torch.tensor([[1, 1, 0]]), torch.ones(1, 2))
+    found = rows.attended(row, "X")
+    assert found.tokens.flatten().tolist() == [1, 2] and found.mask is None and found.pooled is row.pooled
+    assert rows.attended(prompt(1, 2), "X").tokens.shape[1] == 2
+    for mask in ([[1, 0, 1]], [[0, 0, 0]]):
+        with pytest.raises(ValueError, match=r"tokens left out, which X does not read"):
+            rows.attended(Conditioning(row.tokens, torch.tensor(mask)), "X")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 
 HOST, BASE = Path(os.environ["COMFYUI_PATH"]), Path(os.environ["RENEG_TEST_BASE"])
 PACK = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(HOST))
+sys.path[:0] = [str(HOST), str(Path(__file__).parent)]
 
 import comfy.cli_args  # noqa: E402
 

@@ -233,13 +233,17 @@ def test_nothing_of_a_conditioning_is_dropped(checkpoint, positive) -> None:
 
     def work(model: HostModel) -> None:
         x, part = model.noise([1]), model.encode([PROMPT])
-        with pytest.raises(ValueError, match=r"pooled vector, which SD15 .* does not read"):
+        with pytest.raises(ValueError, match=r"Got a pooled vector, which SD15 .* does not read"):
             model.denoise(x, torch.tensor(1.0), Conditioning(part.tokens, pooled=torch.ones(1, 768)))
         mask = torch.ones(1, 77, dtype=torch.int64)
         whole = model.denoise(x, torch.tensor(1.0), Conditioning(part.tokens, mask))
         assert torch.equal(whole, model.denoise(x, torch.tensor(1.0), part))
         mask[:, 50:] = 0
-        with pytest.raises(ValueError, match="27 tokens left out, which SD15"):
+        hidden = model.denoise(x, torch.tensor(1.0), Conditioning(part.tokens, mask))
+        assert torch.equal(hidden, model.denoise(x, torch.tensor(1.0), Conditioning(part.tokens[:, :50])))
+        assert not torch.allclose(hidden, whole, atol=1e-2), "what is hidden is not attended to"
+        mask[:, 60] = 1
+        with pytest.raises(ValueError, match=r"26 tokens left out, which SD15 .* only the last ones"):
             model.denoise(x, torch.tensor(1.0), Conditioning(part.tokens, mask))
 
     inside(checkpoint, work)

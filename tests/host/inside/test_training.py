@@ -1,6 +1,7 @@
 """Training through the host's MODEL: the gradient is right, the host is as before, stop and resume keep the best."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +128,29 @@ def test_gradient_agrees_with_finite_differences(models, brightness, kind: str, 
     assert numeric > 1e-6
 
 
-def test_cloning_checkpoints_give_the_same_gradient_and_leave(checkpoint, brightness, embedding) -> None:
+def kept_by(work: Callable[[], Any]) -> tuple[Any, int]:
+    """The answer of ``work`` and the bytes that autograd keeps for its backward passes, each storage once; weights are
+    there anyway."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        return work(), sum(kept.values())
+
+
+def test_checkpoints_give_the_same_gradient_keep_less_and_leave(checkpoint, brightness, embedding) -> None:
     with torch.inference_mode(False):
-        model = HostModel(*checkpoint, size=SIZE)
-        plain = gradient_of(model, brightness.reward, embedding.tokens.clone(), through=2)
-        again = gradient_of(model, brightness.reward, embedding.tokens.clone(), checkpointing=True, through=2)
-    torch.testing.assert_close(again.tokens, plain.tokens, rtol=1e-4, atol=1e-9)
+        model, tokens = HostModel(*checkpoint, size=SIZE), embedding.tokens.clone()
+        plain, much = kept_by(lambda: gradient_of(model, brightness.reward, tokens, through=2))
+        again, little = kept_by(lambda: gradient_of(model, brightness.reward, tokens, checkpointing=True, through=2))
+    off = float((again.tokens - plain.tokens).norm() / plain.tokens.norm())
+    assert off < 1e-5
+    print(f"off by {off:.1e}, kept {little / 2**20:.1f} MiB of {much / 2**20:.1f} MiB")
+    assert little < 0.5 * much
     assert not any("forward" in vars(module) for module in checkpoint[0].model.modules())
 
 
@@ -320,6 +338,7 @@ def test_what_cannot_be_trained_is_refused_with_the_reason(checkpoint) -> None:
 
         def __init__(self, **changes: Any) -> None:
             config = type("Flux", (), {"unet_config": changes})()
+            self.model_options = {}
             self.model = type(
                 "M",
                 (),
@@ -330,7 +349,7 @@ def test_what_cannot_be_trained_is_refused_with_the_reason(checkpoint) -> None:
                 },
             )()
 
-    with pytest.raises(ValueError, match="guidance-distilled: it has no negative branch"):
+    with pytest.raises(ValueError, match=r"a Flux, which as published is guidance-distilled.*Model For Training"):
         check_trainable(Double(guidance_embed=True), checkpoint[2])
     with pytest.raises(ValueError, match="needs more than text"):
         check_trainable(Double(concat_keys=("mask",)), checkpoint[2])

@@ -29,7 +29,7 @@ class AdaptEmbedding(io.ComfyNode):
         return schema(
             node_id="ReNegAdaptEmbedding",
             display_name="Adapt Negative Embedding",
-            search_aliases=["per-sample ReNeg"],
+            search_aliases=["per-sample negative", "optimise one picture"],
             description="Improves a negative embedding for one prompt and seed, in at most a few steps (ReNeg's "
             "per-sample negatives). The picture never ends with a lower reward than it began.",
             is_output_node=True,

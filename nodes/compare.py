@@ -44,7 +44,7 @@ class CompareNegatives(io.ComfyNode):
         return schema(
             node_id="ReNegCompareNegatives",
             display_name="Compare Negatives",
-            search_aliases=["win rate", "ReNeg comparison"],
+            search_aliases=["win rate", "A/B test", "score negatives"],
             description="Draws every prompt and seed with each negative from the same noise, scores the pictures and "
             "counts how often each negative wins.",
             is_output_node=True,

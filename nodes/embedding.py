@@ -59,7 +59,7 @@ class LoadEmbedding(io.ComfyNode):
         return schema(
             node_id="ReNegLoadEmbedding",
             display_name="Load ReNeg Embedding",
-            search_aliases=["negative embedding", "ReNeg", "learned negative"],
+            search_aliases=["negative embedding", "negative prompt", "learned negative", "textual inversion"],
             description="Loads a learned negative embedding and says which sampler, steps and guidance it was learned "
             "for. Connect the conditioning to any sampler's negative input.",
             hidden=[io.Hidden.unique_id],
@@ -68,7 +68,8 @@ class LoadEmbedding(io.ComfyNode):
                     "embedding_name",
                     options=files.embedding_names(),
                     tooltip="A file from models/reneg or from output/reneg, where training writes. After a run the "
-                    "node says what it was learned for: sample with the same, or nearly.",
+                    "node says what it was learned for: sample with the same, or nearly. It is no textual inversion: "
+                    "embedding:name in a prompt is another thing, because this file is the text encoder's output.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -129,6 +130,7 @@ class SaveEmbedding(io.ComfyNode):
         return schema(
             node_id="ReNegSaveEmbedding",
             display_name="Save ReNeg Embedding",
+            search_aliases=["save negative", "save conditioning"],
             description="Saves an embedding as safetensors in output/reneg, where Load ReNeg Embedding lists it.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
@@ -177,6 +179,7 @@ class BlendEmbeddings(io.ComfyNode):
         return schema(
             node_id="ReNegBlendEmbeddings",
             display_name="Blend ReNeg Embeddings",
+            search_aliases=["mix negatives", "merge embeddings"],
             description="Mixes two embeddings of the same text encoder and length, token by token.",
             inputs=[
                 Embedding.Input("first", tooltip="The result at weight 0."),
@@ -213,6 +216,7 @@ class ConditioningToEmbedding(io.ComfyNode):
         return schema(
             node_id="ReNegConditioningToEmbedding",
             display_name="Conditioning To ReNeg Embedding",
+            search_aliases=["negative prompt to embedding"],
             description="Turns an encoded prompt into a ReNeg embedding, as a start for training or to save it.",
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="One encoded prompt, for example a negative one."),

@@ -33,7 +33,7 @@ class LoadReward(io.ComfyNode):
         return schema(
             node_id="ReNegLoadReward",
             display_name="Load Reward Model",
-            search_aliases=["ImageReward", "HPSv2", "PickScore", "aesthetic", "CLIPScore", "score model"],
+            search_aliases=["ImageReward", "HPSv2", "PickScore", "CLIPScore", "aesthetic score", "preference model"],
             description="Loads a reward model that scores pictures. Weights come from models/reward_models; nothing is "
             "downloaded unless you switch it on.",
             hidden=[io.Hidden.unique_id],
@@ -108,6 +108,7 @@ class CombineRewards(io.ComfyNode):
         return schema(
             node_id="ReNegCombineRewards",
             display_name="Combine Rewards",
+            search_aliases=["mix rewards", "weighted score"],
             description="Adds rewards up, each divided by its own spread so that the weights mean something.",
             inputs=[
                 *parts,
@@ -140,7 +141,7 @@ class RewardScore(io.ComfyNode):
         return schema(
             node_id="ReNegRewardScore",
             display_name="Reward Score",
-            search_aliases=["rank images", "pick best", "score images"],
+            search_aliases=["rank images", "pick best", "score images", "aesthetic score"],
             description="Scores every picture of a batch, higher is better, and hands on the best.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id],

@@ -177,7 +177,7 @@ class CFGSampler(io.ComfyNode):
         return schema(
             node_id="ReNegCFGSampler",
             display_name="ReNeg CFG Sampler",
-            search_aliases=["KSampler", "ReNeg sampler"],
+            search_aliases=["KSampler", "negative embedding sampler"],
             description="KSampler with a learned negative embedding. With strength 1, the full interval and no rescale "
             "its latents equal KSampler's bit for bit.",
             hidden=[io.Hidden.unique_id],
@@ -253,6 +253,7 @@ class Guider(io.ComfyNode):
         return schema(
             node_id="ReNegGuider",
             display_name="ReNeg Guider",
+            search_aliases=["CFGGuider", "negative embedding guider"],
             description="A guider with a learned negative embedding, for SamplerCustomAdvanced.",
             hidden=[io.Hidden.unique_id],
             inputs=[

@@ -41,7 +41,7 @@ class Train(io.ComfyNode):
         return schema(
             node_id="ReNegTrain",
             display_name="Train Negative Embedding",
-            search_aliases=["ReNeg training", "learn negative"],
+            search_aliases=["learn negative", "train textual inversion", "negative prompt"],
             description="Learns a negative embedding for this model by raising a reward (ReNeg, arXiv 2412.19637). "
             "Stop keeps the best so far; queue again to go on.",
             is_output_node=True,
@@ -157,7 +157,7 @@ class TrainingSettings(io.ComfyNode):
         return schema(
             node_id="ReNegTrainingSettings",
             display_name="Training Settings",
-            search_aliases=["ReNeg settings", "training options"],
+            search_aliases=["training options", "learning rate"],
             description="Settings for Train Negative Embedding with the preset from settings; as they come they are "
             "those of the preset quick.",
             inputs=with_defaults(inputs, RECIPES[QUICK]),

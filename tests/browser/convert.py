@@ -1,8 +1,8 @@
 """Makes workflows/*.json from workflows/api with ComfyUI's own page:
 ``python tests/browser/convert.py URL_OF_A_RUNNING_COMFYUI [NAME ...]``.
 
-The page converts and lays out; a note and the positions of nodes are added here. A template gets a picture of its graph
-as thumbnail; ``thumbnails.py`` then gives most of them a better one.
+The page converts; places, reroutes, a note and what app mode shows are added here. A template without a thumbnail gets
+a picture of its graph; ``thumbnails.py`` makes better ones.
 """
 
 import json
@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from layout import annotate, lay_out
 from page import ComfyPage, open_page
 from PIL import Image
 
@@ -20,36 +21,87 @@ OF_REWARDS = {"image_reward": IMAGE_REWARD, "hpsv2.1": HPSV21}
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 PUBLISHED = (
-    "The embeddings are at https://github.com/AMD-AIG-AIMA/ReNeg; put them into models/reneg, or switch download on."
+    "The embedding is at [github.com/AMD-AIG-AIMA/ReNeg](https://github.com/AMD-AIG-AIMA/ReNeg): put it into "
+    "models/reneg, or switch download on."
 )
 REWARD = "The reward's weights belong into models/reward_models; a switch on its node downloads them."
 NOTES = {
-    "0_learn_a_negative_in_two_minutes": "## Learn a negative in two minutes\n\nPress Run. Nothing is needed: the "
-    "model and its reward come with this pack. The training node shows pictures of the start over pictures of now and "
-    "the reward's curve; then the empty prompt, the words one would write and what was learned stand side by side, on "
-    "prompts that no training saw.",
-    "1_use_embedding_sd15": f"## A learned negative with SD 1.5\n\nNo negative prompt is needed. {PUBLISHED}",
-    "2_handcrafted_against_reneg": "## Side by side\n\nThe same seed with a handcrafted negative and with ReNeg, both "
-    f"with the stock KSampler. {PUBLISHED}",
-    "3_score_and_pick_best": "## Pick the best of a batch\n\nFour pictures are scored, the best is saved. Raise "
-    f"batch_size for more choice. {REWARD}",
-    "4_train_embedding": "## Train your own negative\n\nReplace the prompts by your own and press Run: the preset "
-    "*quick* ends within the hour. Stop keeps the best so far; run again to go on, also with more steps. Other prompts "
-    f"get a run of their own. The file is written to output/reneg/my_negative. {REWARD}",
-    "5_adapt_per_prompt": f"## A negative for one picture\n\nAt most 10 steps per picture, the best is kept. {REWARD}",
-    "6_controlnet": "## ControlNet with ReNeg\n\nThe sampler's negative input keeps the ControlNet of the negative "
-    f"branch; its text is replaced by the embedding. {PUBLISHED}",
-    "7_sd21_guider": "## SD 2.1 and SamplerCustomAdvanced\n\nThe guider takes the place of CFGGuider. SD 2.1 needs "
-    f"its own embedding. {PUBLISHED}",
-    "8_compare_negatives": "## What is a negative worth?\n\nEvery prompt and seed with each negative from the same "
-    f"noise, with scores and win rates. {REWARD}",
-    "10_negative_at_cfg_1": "## A negative at cfg 1\n\nFew-step models are sampled at cfg 1, where no negative acts. "
-    "*Normalized Attention Guidance* (ComfyUI's own node, newer versions) lets one act inside the attention: nag_scale "
-    f"says how strongly, strength on Load ReNeg Embedding how far the negative is from the empty prompt. {PUBLISHED}",
-    "9_blend_and_mixed_rewards": "## Blend negatives, mix rewards\n\nA handcrafted negative is blended into the "
-    f"learned one; two rewards judge the result. {REWARD}",
+    "0_learn_a_negative_in_two_minutes": (
+        "Learn a negative in two minutes",
+        "Press Run. Nothing is needed: the model and its reward come with this pack.",
+        "The training node shows the start's pictures over those of now. Then none, words and learned stand side by "
+        "side, on prompts that no training saw.",
+    ),
+    "1_use_embedding_sd15": (
+        "A learned negative in any sampler",
+        "Load ReNeg Embedding takes the place of the negative prompt; everything else is as always.",
+        PUBLISHED,
+    ),
+    "2_sampler_node_sd15": (
+        "The sampler node",
+        "KSampler, bit for bit, with a learned negative, and more: when guidance acts, how much contrast it may add, "
+        "and how strong the negative is (for that, connect an empty prompt to negative).",
+        PUBLISHED,
+    ),
+    "3_score_and_pick_best": (
+        "Pick the best of a batch",
+        "Four pictures are scored, the best one is saved. Raise batch_size for more choice.",
+        REWARD,
+    ),
+    "4_train_embedding": (
+        "Train your own negative",
+        "Replace the prompts by yours and press Run: the preset quick ends within the hour. Stop keeps the best so "
+        "far; run again to go on. The result is in output/reneg/my_negative.",
+        REWARD,
+    ),
+    "5_adapt_per_prompt": (
+        "A negative for one picture",
+        "At most ten steps a picture; the best one is kept.",
+        REWARD,
+    ),
+    "6_controlnet": (
+        "ControlNet with a learned negative",
+        "The negative that comes out of Apply ControlNet goes into the sampler: its ControlNet is kept, its text is "
+        "replaced by the embedding.",
+        PUBLISHED,
+    ),
+    "7_sd21_guider": (
+        "SD 2.1 and SamplerCustomAdvanced",
+        "ReNeg Guider takes the place of CFGGuider. SD 2.1 has another text encoder and an embedding of its own, which "
+        "ZeroScope and VideoCrafter2 read too.",
+        PUBLISHED,
+    ),
+    "8_compare_negatives": (
+        "What is a negative worth?",
+        "None, words and learned from the same noise, with scores and win rates. Twenty prompts or more make them "
+        "trustworthy.",
+        REWARD,
+    ),
+    "10_negative_at_cfg_1": (
+        "A negative at cfg 1",
+        "Few-step models are sampled at cfg 1, where no negative acts. Normalized Attention Guidance (newer versions) "
+        "lets one act inside the attention: nag_scale says how strongly.",
+        PUBLISHED,
+    ),
+    "9_blend_and_mixed_rewards": (
+        "Blend negatives, mix rewards",
+        "A handcrafted negative is blended into the learned one; two rewards judge the result.",
+        REWARD,
+    ),
 }
-
+"""A title and sentences, which the page shows large: they are read at the first zoom."""
+APPS: dict[str, tuple[list[tuple[int, str]], list[int]]] = {
+    "0_learn_a_negative_in_two_minutes": ([(3, "text"), (8, "text"), (9, "seed")], [6, 7, 12]),
+    "1_use_embedding_sd15": ([(2, "text"), (4, "embedding_name"), (5, "seed")], [7]),
+    "2_sampler_node_sd15": ([(2, "text"), (4, "embedding_name"), (5, "seed")], [7]),
+    "3_score_and_pick_best": ([(2, "text"), (8, "prompt"), (3, "batch_size"), (5, "seed")], [9, 10]),
+    "4_train_embedding": ([(3, "prompts"), (3, "run_name"), (3, "steps")], [4, 5, 10]),
+    "5_adapt_per_prompt": ([(4, "prompt"), (4, "seed"), (4, "pictures")], [5]),
+    "6_controlnet": ([(2, "text"), (5, "image"), (9, "seed")], [11]),
+    "10_negative_at_cfg_1": ([(2, "text"), (8, "embedding_name"), (14, "nag_scale")], [7, 11]),
+    "8_compare_negatives": ([(4, "text"), (5, "prompts"), (5, "seeds")], [6, 7]),
+}
+"""Templates that make sense as a form: the inputs that it shows, node and widget, and the nodes whose pictures."""
 
 HUB = "https://huggingface.co"
 MODELS = {
@@ -77,72 +129,6 @@ def models_of(node: dict[str, Any]) -> list[dict[str, str]]:
     return [{"name": name, "url": url, "directory": directory} for name, url, directory in found]
 
 
-def levels(graph: dict[str, Any]) -> dict[str, int]:
-    """How many links each node is away from the beginning."""
-
-    def level(node_id: str) -> int:
-        links = [v[0] for v in graph[node_id]["inputs"].values() if isinstance(v, list)]
-        return 1 + max(map(level, links)) if links else 0
-
-    return {node_id: level(node_id) for node_id in graph}
-
-
-ROOM = {"ReNegTrain": (460, 560), "ReNegRewardScore": (340, 110), "ReNegCompareNegatives": (340, 110)}
-
-
-PICTURES = {"Side by side": (560, 1000), "Scores": (560, 300)}
-
-
-def roomy(node: dict[str, Any]) -> list[float]:
-    """The size of a node with room for what it shows while and after it works."""
-    width, height = node["size"]
-    if node.get("title") in PICTURES:
-        return list(PICTURES[node["title"]])
-    if node["type"] in ("SaveImage", "PreviewImage"):
-        return [340, 380]
-    if node["type"] in ROOM:
-        return [ROOM[node["type"]][0], height + ROOM[node["type"]][1]]
-    return [max(width, 300), height + (60 if node["type"].startswith("ReNeg") else 0)]
-
-
-def lay_out(workflow: dict[str, Any], graph: dict[str, Any]) -> None:
-    """Columns by distance from the beginning, a node under the other."""
-    columns, left = levels(graph), 0
-    nodes = {str(node["id"]): node for node in workflow["nodes"]}
-    for column in range(max(columns.values()) + 1):
-        top, widest = 0, 0
-        for node_id in (key for key, value in columns.items() if value == column):
-            node = nodes[node_id]
-            node["size"] = roomy(node)
-            node["pos"] = [left, top]
-            top, widest = top + node["size"][1] + 70, max(widest, node["size"][0])
-        left += widest + 80
-
-
-def note(workflow: dict[str, Any], text: str) -> None:
-    """A note above the graph, and the state of the counters that the page keeps."""
-    number = workflow["last_node_id"] + 1
-    workflow["last_node_id"] = number
-    workflow["nodes"].append(
-        {
-            "id": number,
-            "type": "MarkdownNote",
-            "pos": [0, -230],
-            "size": [620, 170],
-            "flags": {},
-            "order": 0,
-            "mode": 0,
-            "inputs": [],
-            "outputs": [],
-            "title": "About this workflow",
-            "properties": {},
-            "widgets_values": [text],
-            "color": "#432",
-            "bgcolor": "#653",
-        }
-    )
-
-
 def tidy(value: Any) -> Any:
     """With seeds that stay as they are, so that a run can be repeated."""
     if isinstance(value, dict):
@@ -157,25 +143,38 @@ def arranged(page: ComfyPage, graph: dict[str, Any], name: str) -> dict[str, Any
     page.page.evaluate("([graph, name]) => app.loadApiJson(graph, name)", [graph, name])
     page.page.wait_for_timeout(1200)
     workflow = json.loads(page.page.evaluate("JSON.stringify(app.graph.serialize())"))
+    workflow["extra"] = {}
     lay_out(workflow, graph)
     return workflow
+
+
+def as_form(workflow: dict[str, Any], inputs: list[tuple[int, str]], outputs: list[int]) -> None:
+    """What the page's app mode shows. A text is called what its node is."""
+    workflow["extra"]["linearData"] = {"inputs": [list(part) for part in inputs], "outputs": outputs}
+    for node in workflow["nodes"]:
+        for part in node["inputs"]:
+            if part["name"] == "text" and (node["id"], "text") in inputs:
+                part["label"] = node["title"]
 
 
 def convert(page: ComfyPage, name: str) -> None:
     graph = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
     workflow = arranged(page, graph, name)
-    note(workflow, NOTES[name])
-    workflow["extra"] = {}
+    title, *sentences = NOTES[name]
+    annotate(workflow, "\n\n".join([f"# {title}", *(f"## {sentence}" for sentence in sentences)]))
+    if name in APPS:
+        as_form(workflow, *APPS[name])
     for node in workflow["nodes"]:
         node["properties"] |= {"models": models_of(node)} if models_of(node) else {}
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
     workflow = tidy(workflow)
     (WORKFLOWS / f"{name}.json").write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    page.load(workflow, name)
-    page.fit()
     picture = WORKFLOWS / f"{name}.png"
-    page.page.screenshot(path=picture)
-    thumbnail(picture)
+    if not picture.with_suffix(".jpg").exists():
+        page.load(workflow, name)
+        page.fit()
+        page.page.screenshot(path=picture)
+        thumbnail(picture)
 
 
 def thumbnail(picture: Path) -> None:

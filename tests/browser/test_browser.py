@@ -7,7 +7,8 @@ from typing import Any
 
 import graphs
 import pytest
-from convert import arranged
+from blueprints import PLANS
+from convert import APPS, arranged
 from hosting import PACK
 from page import plain
 
@@ -58,11 +59,11 @@ def test_workflow_loads_whole_and_equals_its_api_form(name: str, opened) -> None
 
 
 def test_the_comparison_can_fail(opened) -> None:
-    workflow = ui("1_use_embedding_sd15")
+    workflow = ui("2_sampler_node_sd15")
     sampler = next(node for node in workflow["nodes"] if node["type"] == "ReNegCFGSampler")
     sampler["widgets_values"][2] = 31
     opened.load(workflow, "changed")
-    api = json.loads((WORKFLOWS / "api" / "1_use_embedding_sd15.json").read_text())
+    api = json.loads((WORKFLOWS / "api" / "2_sampler_node_sd15.json").read_text())
     assert plain(opened.prompt()) != plain(api)
 
 
@@ -133,6 +134,83 @@ def test_scoring_shows_the_pictures_and_the_text(opened, tmp_path) -> None:
         opened.wait_shown(kind)
     opened.page.wait_for_timeout(800)
     keep(opened, tmp_path, f"score-{opened.drawing}")
+    assert opened.errors == []
+
+
+FIRST_WITH_APPS = (1, 42)
+
+
+@pytest.mark.parametrize("name", sorted(APPS))
+def test_a_template_opens_as_a_form(name: str, opened, tmp_path) -> None:
+    """The page's app mode shows the inputs that the template names, and runs the graph behind them."""
+    if opened.version() < FIRST_WITH_APPS:
+        pytest.skip("this page has no app mode")
+    opened.load(ui(name), name)
+    opened.alerts()
+    toggle = "app.extensionManager.command.execute('Comfy.ToggleLinear')"
+    opened.page.evaluate(toggle)
+    try:
+        form = opened.page.locator("[data-testid='linear-widgets'], body").last
+        titles = {node["id"]: node.get("title") for node in ui(name)["nodes"]}
+        for node, widget in APPS[name][0]:
+            shown = (
+                titles[node]
+                if widget == "text"
+                else opened.page.evaluate(
+                    "([id, name]) => { const w = app.rootGraph.getNodeById(id).widgets.find(w => w.name == name);"
+                    " return w.label ?? w.name; }",
+                    [node, widget],
+                )
+            )
+            form.get_by_text(shown, exact=True).first.wait_for(timeout=20_000)
+        keep(opened, tmp_path, f"app-{name}-{opened.drawing}")
+    finally:
+        opened.page.evaluate(toggle)
+        opened.page.wait_for_timeout(500)
+    assert opened.errors == []
+
+
+def blueprints(opened: Any) -> list[str]:
+    """What the page's library offers from this pack; skips where it has none."""
+    found = opened.page.evaluate("fetch('/api/global_subgraphs').then(r => r.ok ? r.json() : null)")
+    if found is None:
+        pytest.skip("this host has no blueprints")
+    return [entry["name"] for entry in found.values() if entry["info"]["node_pack"] == "custom_nodes.reneg"]
+
+
+def test_the_blueprints_are_in_the_library_and_load(opened) -> None:
+    assert sorted(blueprints(opened)) == sorted(PLANS)
+    for name, plan in PLANS.items():
+        opened.load(json.loads((PACK / "subgraphs" / f"{name}.json").read_text()), name)
+        assert opened.missing() == []
+        names = opened.page.evaluate("app.graph._nodes[0].widgets.map(w => w.name)")
+        assert names == [label for _, _, label in plan.widgets]
+    assert opened.errors == []
+
+
+def test_a_blueprint_runs(opened, tmp_path) -> None:
+    """Sampling with a learned negative, in one node behind Load Tiny World."""
+    blueprints(opened)
+    name = "ReNeg Learned Negative"
+    opened.load(json.loads((PACK / "subgraphs" / f"{name}.json").read_text()), name)
+    values = {"prompt": graphs.SCENE, "embedding_name": "words.safetensors", "steps": 6, "cfg": 3}
+    opened.page.evaluate(
+        "values => { const [all] = app.graph._nodes, add = kind => { const n = LiteGraph.createNode(kind);"
+        " app.graph.add(n); return n; }, world = add('ReNegLoadTinyWorld'), preview = add('PreviewImage');"
+        " ['model', 'clip', 'vae', 'latent_image'].forEach((input, i) =>"
+        " world.connect(i, all, all.inputs.findIndex(part => part.name == input)));"
+        " all.connect(0, preview, 0);"
+        " for (const w of all.widgets) if (values[w.name] !== undefined) w.value = values[w.name]; }",
+        values,
+    )
+    prompt = opened.prompt()
+    sampler = next(node["inputs"] for node in prompt.values() if node["class_type"] == "KSampler")
+    assert (sampler["steps"], sampler["cfg"]) == (6, 3)
+    assert any(node["inputs"].get("text") == graphs.SCENE for node in prompt.values())
+    run_by_the_button(opened)
+    finish(opened)
+    opened.wait_shown("PreviewImage")
+    keep(opened, tmp_path, f"blueprint-{opened.drawing}")
     assert opened.errors == []
 
 

@@ -1,12 +1,12 @@
 """Makes the templates' thumbnails: what each draws on the tiny world, with the negative that the first one learns:
-``python tests/browser/thumbnails.py URL_OF_A_RUNNING_COMFYUI``.
+``python tests/browser/thumbnails.py URL_OF_A_RUNNING_COMFYUI [NAME ...]``.
 
-Of the ControlNet template there is no such picture: it keeps that of its graph, which ``convert.py`` takes.
+Seeds count from 0. Of the ControlNet template there is no such picture, because the tiny world has no ControlNet: it
+keeps that of its graph, which ``convert.py`` takes.
 """
 
 import io
 import json
-import math
 import sys
 import urllib.parse
 import urllib.request
@@ -14,37 +14,133 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "host"))
 
 import graphs
 
-SIZE, GAP, GROUND = (960, 640), 20, "#1f2328"
+Images = list[Image.Image]
+SIZE, GAP, GROUND, WORDS_WIDTH = (960, 640), 14, "#1f2328", 150
 FIRST = "0_learn_a_negative_in_two_minutes"
 LEARNED = "tiny_negative/negative.safetensors"
-WHOLE_WAY = {"last_steps": 10, "through": 0, "points": 1}
-TRAINING = {"run_name": "thumbnail", "steps": 40, "learning_rate": 0.03, "patience": 0, **WHOLE_WAY}
-CHANGES: dict[str, dict[str, Any]] = {
-    "1_use_embedding_sd15": {"batch_size": 6},
-    "2_handcrafted_against_reneg": {"batch_size": 6},
-    "3_score_and_pick_best": {"batch_size": 8},
-    "4_train_embedding": {},
-    "5_adapt_per_prompt": {"pictures": 6, **WHOLE_WAY},
-    "7_sd21_guider": {"batch_size": 6},
-    "8_compare_negatives": {"seeds": 2},
-    "9_blend_and_mixed_rewards": {"batch_size": 8},
-}
-GRIDS = {FIRST, "8_compare_negatives"}
-"""Templates whose first wide picture says it all; of the others, so many small pictures in so many columns:"""
-SMALL = {
-    "1_use_embedding_sd15": (6, 3),
-    "2_handcrafted_against_reneg": (12, 6),
-    "3_score_and_pick_best": (8, 4),
-    "4_train_embedding": (8, 4),
-    "5_adapt_per_prompt": (6, 3),
-    "7_sd21_guider": (6, 3),
-    "9_blend_and_mixed_rewards": (8, 4),
+SCENES = (
+    "a red circle on a blue background",
+    "a yellow diamond on a cyan background",
+    "a green ring on a white background",
+    "a purple cross on a yellow background",
+)
+
+
+def sampled(server: Any, prompt: str, count: int, negative: str | None, **options: Any) -> Images:
+    """``count`` pictures of one noise batch. negative: a text, or None for the learned one; options: of the sampler."""
+    text = {"class_type": "CLIPTextEncode", "inputs": {"text": negative or "", "clip": ["1", 1]}}
+    graph = {
+        "1": {"class_type": "ReNegLoadTinyWorld", "inputs": {"pictures": count}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": prompt, "clip": ["1", 1]}},
+        "3": text,
+        "4": {
+            "class_type": "ReNegLoadEmbedding",
+            "inputs": {"embedding_name": LEARNED, "strength": options.pop("strength", 1.0), "clip": ["1", 1]},
+        },
+        "5": {
+            "class_type": "KSampler",
+            "inputs": {
+                **{"model": ["1", 0], "positive": ["2", 0], "negative": ["4" if negative is None else "3", 0]},
+                **{"latent_image": ["1", 3], "seed": 0, "steps": 10, "cfg": 3.0, "denoise": 1.0},
+                **{"sampler_name": "dpmpp_2m", "scheduler": "karras", **options},
+            },
+        },
+        "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
+        "7": {"class_type": "PreviewImage", "inputs": {"images": ["6", 0]}},
+    }
+    return drawn(server, graph)
+
+
+def learning(server: Any) -> Image.Image:
+    drawn(server, json.loads((graphs.API / f"{FIRST}.json").read_text()))
+    rows = {"empty prompt": "", "words": graphs.WORDS, "learned": None}
+    return table(
+        {
+            label: [p for scene in SCENES[:2] for p in sampled(server, scene, 3, negative)]
+            for label, negative in rows.items()
+        }
+    )
+
+
+def any_sampler(server: Any) -> Image.Image:
+    rows = {"empty prompt": "", "learned": None}
+    return table({label: sampled(server, SCENES[1], 4, negative) for label, negative in rows.items()})
+
+
+def strengths(server: Any) -> Image.Image:
+    return table(
+        {f"strength {value:g}": sampled(server, SCENES[0], 6, None, strength=value) for value in (0.0, 0.5, 1.0, 1.5)}
+    )
+
+
+def best_of_a_batch(server: Any) -> Image.Image:
+    graph = graphs.tiny("3_score_and_pick_best", batch_size=8, steps=10, embedding_name="words.safetensors")
+    labelled = [picture for picture in drawn(server, graph) if picture.width > 64][:8]
+    return table({"": labelled[:4], " ": labelled[4:]})
+
+
+def training(server: Any) -> Image.Image:
+    """The first template's training, which is finished by now: what its node hands on."""
+    graph = json.loads((graphs.API / f"{FIRST}.json").read_text())
+    [trained] = [key for key, node in graph.items() if node["class_type"] == "ReNegTrain"]
+    needed, left = {}, [trained]
+    while left:
+        key = left.pop()
+        needed[key] = graph[key]
+        left += [value[0] for value in graph[key]["inputs"].values() if isinstance(value, list)]
+    previews = {f"9{slot}": {"class_type": "PreviewImage", "inputs": {"images": [trained, slot]}} for slot in (2, 3)}
+    curve, *pictures = drawn(server, needed | previews)
+    half = len(pictures) // 2
+    return below(table({"start": pictures[:half][:7], "now": pictures[half:][:7]}, height=330), curve)
+
+
+def adapted(server: Any) -> Image.Image:
+    inputs = {"pictures": 6, "seed": 0, "last_steps": 10, "through": 0, "points": 1, "learning_rate": 0.02}
+    graph = graphs.tiny("5_adapt_per_prompt", embedding_name="words.safetensors", **inputs)
+    before = [picture for seed in range(6) for picture in sampled(server, graphs.SCENE, 1, graphs.WORDS, seed=seed)]
+    return table({"words": before, "adapted": drawn(server, graph)[:6]})
+
+
+def guider(server: Any) -> Image.Image:
+    graph = graphs.tiny("7_sd21_guider", batch_size=4, steps=10, embedding_name=LEARNED)
+    for node in graph.values():
+        node["inputs"] |= {"text": SCENES[2]} if "text" in node["inputs"] else {}
+        node["inputs"] |= {"noise_seed": 0} if "noise_seed" in node["inputs"] else {}
+    return table({"CFGGuider": sampled(server, SCENES[2], 4, ""), "ReNeg Guider": drawn(server, graph)[:4]})
+
+
+def comparison(server: Any) -> Image.Image:
+    graph = graphs.tiny("8_compare_negatives", seeds=8, embedding_name=LEARNED, prompts="\n".join(SCENES))
+    grid, chart = sorted((p for p in drawn(server, graph) if p.width > 300), key=lambda picture: -picture.height)
+    return below(resized(chart, SIZE[0] / chart.width), grid)
+
+
+def blends(server: Any) -> Image.Image:
+    rows = {}
+    for weight in (0.0, 0.25, 0.5, 0.75, 1.0):
+        graph = graphs.tiny("9_blend_and_mixed_rewards", batch_size=6, steps=10, embedding_name=LEARNED, weight=weight)
+        [decoded] = [key for key, node in graph.items() if node["class_type"] == "VAEDecode"]
+        graph["99"] = {"class_type": "PreviewImage", "inputs": {"images": [decoded, 0]}}
+        rows[f"{weight:.0%} words"] = [picture for picture in drawn(server, graph) if picture.width <= 64][:6]
+    return table(rows)
+
+
+MADE = {
+    FIRST: learning,
+    "1_use_embedding_sd15": any_sampler,
+    "2_sampler_node_sd15": strengths,
+    "3_score_and_pick_best": best_of_a_batch,
+    "4_train_embedding": training,
+    "5_adapt_per_prompt": adapted,
+    "7_sd21_guider": guider,
+    "8_compare_negatives": comparison,
+    "9_blend_and_mixed_rewards": blends,
 }
 
 
@@ -63,22 +159,32 @@ def fetched(server: Any, item: dict[str, str]) -> Image.Image:
         return Image.open(io.BytesIO(answer.read())).convert("RGB")
 
 
-def side_by_side(pictures: list[Image.Image], columns: int) -> Image.Image:
-    """Small pictures in rows; those of the world itself are enlarged without smoothing."""
-    rows = math.ceil(len(pictures) / columns)
-    side = min((SIZE[0] - GAP) // columns, (SIZE[1] - GAP) // rows) - GAP
-    cells = [resized(picture, side / max(picture.size)) for picture in pictures]
-    width, height = (max(lengths) + GAP for lengths in zip(*(cell.size for cell in cells), strict=True))
-    left, top = (SIZE[0] - columns * width + GAP) // 2, (SIZE[1] - rows * height + GAP) // 2
-    canvas = Image.new("RGB", SIZE, GROUND)
-    for index, cell in enumerate(cells):
-        canvas.paste(cell, (left + index % columns * width, top + index // columns * height))
+def table(rows: dict[str, Images], height: int = SIZE[1]) -> Image.Image:
+    """A row per label; pictures of the world itself are enlarged without smoothing."""
+    columns, words = max(map(len, rows.values())), WORDS_WIDTH if any(map(str.strip, rows)) else 0
+    wide, high = next(iter(rows.values()))[0].size
+    factor = min((SIZE[0] - words - GAP) / columns - GAP, (height / len(rows) - GAP) * wide / high - GAP) / wide
+    cell = (round(wide * factor), round(high * factor))
+    canvas = Image.new("RGB", (SIZE[0], height), GROUND)
+    left = (SIZE[0] - words - columns * (cell[0] + GAP) + GAP) // 2
+    top = (height - len(rows) * (cell[1] + GAP) + GAP) // 2
+    for number, (label, pictures) in enumerate(rows.items()):
+        y = top + number * (cell[1] + GAP)
+        draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(21)
+        draw.text((left, y + cell[1] // 2), label, "#d0d7de", font, anchor="lm")
+        for column, picture in enumerate(pictures):
+            canvas.paste(resized(picture, factor), (left + words + column * (cell[0] + GAP), y))
     return canvas
 
 
-def alone(picture: Image.Image) -> Image.Image:
-    """The upper part of a grid."""
-    return resized(picture, SIZE[0] / picture.width).crop((0, 0, *SIZE))
+def below(upper: Image.Image, lower: Image.Image) -> Image.Image:
+    """One over the other, as much of the lower as there is room for."""
+    canvas = Image.new("RGB", SIZE, "white")
+    canvas.paste(upper)
+    room = SIZE[1] - upper.height
+    lower = resized(lower, SIZE[0] / lower.width if lower.height > lower.width else room / lower.height)
+    canvas.paste(lower.crop((0, 0, lower.width, room)), ((SIZE[0] - lower.width) // 2, upper.height))
+    return canvas
 
 
 def resized(picture: Image.Image, factor: float) -> Image.Image:
@@ -86,19 +192,8 @@ def resized(picture: Image.Image, factor: float) -> Image.Image:
     return picture.resize((round(picture.width * factor), round(picture.height * factor)), how)
 
 
-def thumbnail(server: Any, name: str, graph: dict[str, Any]) -> None:
-    pictures = drawn(server, graph)
-    if name in GRIDS:
-        made = alone(next(picture for picture in pictures if picture.width > 300))
-    else:
-        count, columns = SMALL[name]
-        made = side_by_side([picture for picture in pictures if picture.width <= 300][:count], columns)
-    made.save(graphs.API.parent / f"{name}.jpg", quality=88)
-    print(name, flush=True)
-
-
 if __name__ == "__main__":
-    server = SimpleNamespace(url=sys.argv[1])
-    thumbnail(server, FIRST, json.loads((graphs.API / f"{FIRST}.json").read_text()))
-    for name, changes in CHANGES.items():
-        thumbnail(server, name, graphs.tiny(name, TRAINING, **{"embedding_name": LEARNED, "steps": 10, **changes}))
+    host = SimpleNamespace(url=sys.argv[1])
+    for name in sys.argv[2:] or MADE:
+        MADE[name](host).save(graphs.API.parent / f"{name}.jpg", quality=88)
+        print(name, flush=True)

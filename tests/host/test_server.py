@@ -74,7 +74,7 @@ def test_bad_inputs_are_refused_before_anything_runs(server) -> None:
         ("sampler_name", "no_such_sampler", "expected one of"),
         ("cfg", 1000.0, "bigger than max"),
     ):
-        assert message in refused(server, graphs.small("1_use_embedding_sd15", **{field: value}))
+        assert message in refused(server, graphs.small("2_sampler_node_sd15", **{field: value}))
     assert "Got the file name" in refused(server, graphs.small("4_train_embedding", run_name="../../x"))
 
 
@@ -88,7 +88,7 @@ def test_two_queued_runs_both_finish_and_the_second_is_cached(server) -> None:
 
 
 def test_an_error_in_a_node_is_told_in_words(server) -> None:
-    graph = graphs.small("1_use_embedding_sd15", embedding_name="test21.safetensors", seed=5)
+    graph = graphs.small("2_sampler_node_sd15", embedding_name="test21.safetensors", seed=5)
     entry = graphs.wait(server, queue(server, graph))
     [error] = [m[1] for m in entry["status"]["messages"] if m[0] == "execution_error"]
     assert error["exception_message"].startswith("Got an embedding for the text encoder openclip-h")
@@ -146,7 +146,7 @@ def test_restart_finds_what_training_wrote_and_resumes(host, server, tmp_path) -
 
 def test_the_client_runs_a_workflow_and_saves_its_pictures(server, tmp_path) -> None:
     workflow = tmp_path / "w.json"
-    workflow.write_text(json.dumps(graphs.small("1_use_embedding_sd15")))
+    workflow.write_text(json.dumps(graphs.small("2_sampler_node_sd15")))
     command = [
         sys.executable,
         "-m",
@@ -176,9 +176,9 @@ def test_the_client_says_what_is_wrong(server) -> None:
     from reneg_core.comfy_client import ComfyClient, WorkflowError
 
     with pytest.raises(WorkflowError, match=r"(?s)node .*Load ReNeg|ReNegLoadEmbedding.*No file"):
-        ComfyClient(server.url).run(graphs.small("1_use_embedding_sd15", embedding_name="absent.safetensors"))
+        ComfyClient(server.url).run(graphs.small("2_sampler_node_sd15", embedding_name="absent.safetensors"))
     with pytest.raises(WorkflowError, match=r"failed: Got an embedding for the text encoder openclip-h"):
-        ComfyClient(server.url).run(graphs.small("1_use_embedding_sd15", embedding_name="test21.safetensors", seed=6))
+        ComfyClient(server.url).run(graphs.small("2_sampler_node_sd15", embedding_name="test21.safetensors", seed=6))
     with pytest.raises(OSError, match=r"No ComfyUI answers at http://127\.0\.0\.1:9"):
         ComfyClient("http://127.0.0.1:9").run({})
 
@@ -188,7 +188,7 @@ def test_progress_comes_over_the_websocket(server) -> None:
     from reneg_core.comfy_client import ComfyClient
 
     seen = []
-    ComfyClient(server.url).run(graphs.small("1_use_embedding_sd15", seed=321), seen.append)
+    ComfyClient(server.url).run(graphs.small("2_sampler_node_sd15", seed=321), seen.append)
     assert any(p.node == "ReNegCFGSampler" and p.total == 2 for p in seen)
 
 
@@ -198,8 +198,22 @@ def test_help_pages_templates_and_words_are_served(server) -> None:
         assert graphs.urllib.request.urlopen(f"{server.url}/extensions/reneg/docs/{name}.md").status == 200
     templates = graphs.request(server, "/workflow_templates")["reneg"]
     assert sorted(templates) == graphs.NAMES
-    words = graphs.request(server, "/i18n")["en"]["nodeDefs"]
-    assert all(words[name]["display_name"] == node["display_name"] for name, node in names.items())
+    words = graphs.request(server, "/i18n")
+    english = words["en"]["nodeDefs"]
+    assert all(english[name]["display_name"] == node["display_name"] for name, node in names.items())
+    for language in ("zh", "ja"):
+        assert set(words[language]["nodeDefs"]) >= set(names)
+        assert {"RENEG_EMBEDDING", "RENEG_REWARD"} <= set(words[language]["dataTypes"])
+
+
+def test_newer_hosts_know_the_words_that_find_the_nodes(server) -> None:
+    info = graphs.request(server, "/object_info")
+    if "search_aliases" not in info["KSampler"]:
+        pytest.skip("this host's search knows no aliases")
+    assert "textual inversion" in info["ReNegLoadEmbedding"]["search_aliases"]
+    assert {name for name, node in info.items() if name.startswith("ReNeg") and not node["search_aliases"]} <= {
+        "ReNegTrainEmbedding"
+    }, "the older node is kept, not found"
 
 
 def test_what_only_draws_may_be_missing(host, tmp_path) -> None:

@@ -2,10 +2,12 @@
 
 import ast
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = json.loads((Path(__file__).parent / "contract.json").read_text())
@@ -80,7 +82,7 @@ def test_every_node_has_a_help_page_and_words() -> None:
     for name, node in CONTRACT.items():
         page = (ROOT / "web" / "docs" / f"{name}.md").read_text()
         assert page.startswith(f"# {node['display_name']}\n")
-        assert set(words[name]["inputs"]) == set(inputs_of(name))
+        assert set(words[name]["inputs"]) - {"control_after_generate"} == set(inputs_of(name))
         assert len(words[name]["outputs"]) == len(node["outputs"])
 
 
@@ -126,3 +128,50 @@ def test_without_comfyui_the_front_door_does_nothing() -> None:
     spec.loader.exec_module(module)
     assert module.__all__ == ["WEB_DIRECTORY"] and not {m for m in set(sys.modules) - before if "comfy" in m}
     assert (ROOT / module.WEB_DIRECTORY).is_dir()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "subgraphs").glob("*.json")), ids=lambda path: path.stem)
+def test_a_blueprint_is_one_node_whose_inner_links_hold(path: Path) -> None:
+    page = json.loads(path.read_text(encoding="utf-8"))
+    [outer], [inner] = page["nodes"], page["definitions"]["subgraphs"]
+    assert outer["type"] == inner["id"] and outer["title"] == inner["name"] == path.stem
+    assert page["extra"]["BlueprintDescription"] and page["extra"]["BlueprintSearchAliases"]
+    assert [part["name"] for part in outer["inputs"]] == [part["name"] for part in inner["inputs"]]
+    nodes = {node["id"]: node for node in inner["nodes"]}
+    for node in nodes.values():
+        if node["type"] in CONTRACT:
+            assert {part["name"] for part in node["inputs"]} == set(inputs_of(node["type"]))
+            assert widgets(node)
+    for link in inner["links"]:
+        left = inner["inputs"] if link["origin_id"] == -10 else nodes[link["origin_id"]]["outputs"]
+        right = inner["outputs"] if link["target_id"] == -20 else nodes[link["target_id"]]["inputs"]
+        assert left[link["origin_slot"]]["type"] == link["type"] == right[link["target_slot"]]["type"]
+        assert link["id"] in (left[link["origin_slot"]].get("linkIds") or left[link["origin_slot"]]["links"])
+        assert link["id"] in (right[link["target_slot"]].get("linkIds") or [right[link["target_slot"]]["link"]])
+
+
+@pytest.mark.parametrize("path", API, ids=lambda path: path.stem)
+def test_what_app_mode_shows_is_there(path: Path) -> None:
+    """Every widget that a template's form names, and all of its pictures."""
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    form = json.loads((path.parents[1] / path.name).read_text(encoding="utf-8"))["extra"].get("linearData")
+    if form is None:
+        return
+    assert form["inputs"] and form["outputs"]
+    for node, widget in form["inputs"]:
+        assert not isinstance(graph[str(node)]["inputs"][widget], list)
+    shown = {str(node) for node in form["outputs"]}
+    assert shown == {key for key, node in graph.items() if node["class_type"] in ("SaveImage", "PreviewImage")}
+
+
+def test_every_thumbnail_shows_something_of_its_own() -> None:
+    """Two templates with one picture say nothing about either."""
+    small = {}
+    for path in sorted((ROOT / "workflows").glob("*.jpg")):
+        with Image.open(path) as picture:
+            assert picture.width >= 900 and picture.height >= 400, path.name
+            small[path.stem] = list(picture.convert("L").resize((48, 32)).tobytes())
+    assert set(small) == {path.stem for path in API if OLDER not in path.parents}
+    for (one, a), (other, b) in combinations(small.items(), 2):
+        different = sum(abs(x - y) > 24 for x, y in zip(a, b, strict=True)) / len(a)
+        assert different > 0.05, f"{one} and {other} look alike"

@@ -13,8 +13,8 @@ from .failures import USAGE, explained
 from .text_file import printable
 
 COMMANDS = (
-    "demo", "train", "adapt", "infer", "evaluate", "analyze", "inspect", "transfer", "convert", "score", "rewards",
-    "comfy",
+    "demo", "train", "texforce", "adapt", "infer", "evaluate", "analyze", "inspect", "transfer", "convert", "score",
+    "rewards", "comfy",
 )  # fmt: skip
 
 DESCRIPTION = """\

@@ -60,6 +60,18 @@ def read_prompt_lines(path: str | Path) -> list[str]:
     return checked_prompts([line for line in lines if line], path)
 
 
+def read_prompt_entries(path: str | Path) -> list[str]:
+    """Prompts of a JSON list of texts, or of objects with a ``prompt`` or a ``text``, as ImageReward's lists are.
+
+    Errors: as :func:`checked_prompts`, and ValueError for JSON of another form.
+    """
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise ValueError(f"Got {path} with {type(entries).__name__}, expected a JSON list of prompts.")
+    texts = [one.get("prompt", one.get("text")) if isinstance(one, dict) else one for one in entries]
+    return [text.strip() for text in checked_prompts(texts, path) if text.strip()]
+
+
 def checked_prompts(prompts: Sequence[Any], where: object) -> list[str]:
     """``prompts`` as they are; ValueError naming ``where`` and the first that is no text that a tokenizer can read."""
     for number, prompt in enumerate(prompts, 1):

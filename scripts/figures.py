@@ -24,6 +24,7 @@ DOCUMENTS = (
     "docs/evaluation.md",
     "docs/models.md",
     "docs/testing.md",
+    "docs/texforce.md",
     "reneg_core/tiny/README.md",
 )
 MARK = re.compile(r"<!--=([^>]*?)-->(.*?)<!--/-->", re.DOTALL)
@@ -267,6 +268,30 @@ def coverage_table() -> str:
     found = results("coverage")["coverage"]
     rows = [[design, *(f"{100 * share:.1f}" for share in shares.values())] for design, shares in found.items()]
     return _table(["prompts x noises", *next(iter(found.values()))], rows)
+
+
+def _tuned(name: str) -> str:
+    """A mode of the text encoders' benchmark in words."""
+    if name in ("none", "negative"):
+        return {"none": "as it was", "negative": "as it was, learned negative"}[name]
+    tuned, _, negative = name.partition("+")
+    return f"tuned, seed {tuned.partition('-')[2]}{', learned negative' if negative else ''}"
+
+
+@figure
+def texforce_section(what: str) -> str:
+    """The encoders that one recipe tuned, against the encoder as it was."""
+    found, rows = results("texforce").get(what), []
+    if found is None:
+        return " not measured yet."
+    for mode, means in found["modes"].items():
+        against = found["against"].get(f"{mode}>none")
+        each = [against[m] for m in ("reward", MEASURE)] if against else []
+        gains = [_signed(one["difference"], one["interval"]) for one in each] or ["", ""]
+        rows.append([_tuned(mode), f"{means['reward']:.3f}", gains[0], f"{means[MEASURE]:.3f}", gains[1]])
+    head = ["text encoder", f"reward {found['reward']}", "gained", "independent measure", "gained"]
+    spent = max(run["trajectories"] for run in found["spent"].values())
+    return f" {spent} trajectories a run, judged with {found['sampling']}.\n{_table(head, rows)}"
 
 
 @figure

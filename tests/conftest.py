@@ -27,8 +27,14 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def model() -> DiffusersModel:
+def stable_diffusion() -> DiffusersModel:
     return wrap(pipeline(), "random")
+
+
+@pytest.fixture(scope="session")
+def model(stable_diffusion: DiffusersModel) -> DiffusersModel:
+    """What most tests take; files about runs have a smaller one of this name."""
+    return stable_diffusion
 
 
 @pytest.fixture(scope="session")

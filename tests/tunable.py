@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from reneg_core.model import Conditioning
 from reneg_core.sampling import Sampling
-from reneg_core.texforce import TexForce, TexForceConfig
+from reneg_core.texforce import TexForce, TexForceConfig, TextLora
+from reneg_core.texforce.adapter import attached
 from reneg_core.training import Prompts, Session
 
+LAYER = "text_encoder.text_model.encoder.layers.{}.self_attn.q_proj"
 PROMPTS = ["a red fox", "blue", "sun over sea", "an old door", "ice"]
 SAMPLING = Sampling(steps=4).at_scale(3.0)
 QUICK = TexForceConfig(
@@ -74,3 +76,20 @@ def tuning(
     return TexForce(
         model or TunableSmall(), reward or Curved(), listed, config, folder, watch=watch, session=Session(**session)
     )
+
+
+def random_lora(encoders: dict, rank: int = 3, seed: int = 0, size: float = 0.3) -> TextLora:
+    """One that changes every projection."""
+    with attached(encoders, rank, 2.0 * rank, seed) as adapter:
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {n: size * torch.randn(p.shape, generator=generator) for n, p in adapter.parameters.items()}
+        return adapter.lora(tensors)
+
+
+def encoded(model, lora: TextLora | None = None, prompts: tuple[str, ...] = ("a fox", "sun")) -> Tensor:
+    """Tokens under the LoRA as it is tuned."""
+    if lora is None:
+        return model.encode(prompts).tokens
+    with attached(model.text_encoders(), lora.rank, 1.0, 0) as adapter:
+        adapter.load(adapter.tensors_of(lora))
+        return model.encode(prompts).tokens

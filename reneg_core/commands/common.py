@@ -17,7 +17,8 @@ from ..files import write_picture
 from ..model import DiffusionModel
 from ..rewards.precision import PRECISIONS
 from ..sampling import SOLVER_WORDS, SPACINGS, Sampling
-from ..text_file import read_prompt_lines
+from ..texforce.prompts import PROMPT_SETS
+from ..text_file import read_prompt_entries, read_prompt_lines
 from .values import MOST, finite_number, whole_number
 
 HANDCRAFTED = (
@@ -29,7 +30,7 @@ HANDCRAFTED = (
 
 
 def add_model_options(parser: argparse.ArgumentParser, model: str = "tiny", dtype: str = "auto") -> None:
-    """--model, --model-config, --device, --dtype."""
+    """--model, --model-config, --device, --dtype, --lora."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", default=model, help="tiny, a pipeline folder, a .safetensors file or a hub id (%(default)s)"
@@ -44,6 +45,10 @@ def add_model_options(parser: argparse.ArgumentParser, model: str = "tiny", dtyp
     group.add_argument(
         "--dtype", default=dtype, help="auto, fp32, bf16, fp16; auto is bf16 on CUDA, else fp32 (%(default)s)"
     )
+    group.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[*WEIGHT]",
+        help="a LoRA of the text encoder (TexForce) or of other parts, with a weight behind it; repeat",
+    )  # fmt: skip
 
 
 def add_reward_dtype(parser: argparse.ArgumentParser, *aliases: str) -> None:
@@ -132,14 +137,18 @@ def setting_lines(settings: Mapping[str, Any]) -> list[str]:
 
 
 def load_model_of(args: argparse.Namespace) -> DiffusionModel:
-    """The model that the options name."""
+    """The model that the options name, with the LoRAs that they name."""
     from ..backends import load_model
+    from ..backends.lora_terms import parse_loras
+    from ..backends.loras import with_loras
 
-    return load_model(args.model, device=args.device, dtype=args.dtype, config=args.model_config)
+    loras = [one for text in args.lora for one in parse_loras(text)]
+    return with_loras(load_model(args.model, device=args.device, dtype=args.dtype, config=args.model_config), loras)
 
 
 def read_prompts(source: str, split: str, model: str) -> list[str]:
-    """Prompts from a text file, one per line, or the tiny world's own for an empty ``source``.
+    """Prompts from a text file, one per line, from a JSON list of them or of objects with ``prompt`` or ``text``, of a
+    set by its name, or the tiny world's own for an empty ``source``.
 
     split: ``train``, ``validation`` or ``test``. Errors: FileNotFoundError, OSError, ValueError for none or no text.
     """
@@ -150,9 +159,14 @@ def read_prompts(source: str, split: str, model: str) -> list[str]:
 
         return getattr(tiny, f"{split}_prompts")()
     path = Path(source)
+    if source in PROMPT_SETS and not path.is_file():
+        return list(PROMPT_SETS[source])
     if not path.is_file():
-        raise FileNotFoundError(f"No prompt file at {path}. Expected a text file with one prompt per line.")
-    prompts = read_prompt_lines(path)
+        raise FileNotFoundError(
+            f"No prompt file at {path}. Expected a text file with one prompt per line, or one of the sets "
+            f"{', '.join(PROMPT_SETS)}."
+        )
+    prompts = read_prompt_entries(path) if path.suffix == ".json" else read_prompt_lines(path)
     if not prompts:
         raise ValueError(f"Got the empty prompt file {path}, expected one prompt per line.")
     return prompts
@@ -261,7 +275,7 @@ class ProgressObserver:
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.writer:
-            for name in ("reward", "watch", "learning_rate", "gradient_norm", "distance"):
+            for name in ("reward", "watch", "learning_rate", "gradient_norm", "distance", "kl", "clipped"):
                 if record.get(name) is not None:
                     self.writer.add_scalar(f"{record['event']}/{name}", record[name], record["step"])
 

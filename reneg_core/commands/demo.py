@@ -4,6 +4,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from ..embedding import NegativeEmbedding
@@ -21,13 +22,13 @@ from ..evaluation import (
 from ..evaluation.modes import BEST_TEXT, EMBEDDING, TEXT
 from ..model import DiffusionModel
 from ..rewards import Reward
-from ..training import AdaptConfig, Session, TrainConfig
+from ..training import AdaptConfig, Session, TrainConfig, TrainResult
 from ..training.config import RolloutConfig
-from ..training.run_config import load_run_config
+from ..training.run_config import JobConfig, load_run_config
 from ..training.workers import Workers
 from .common import ProgressObserver, graceful_stop
 from .evaluate import judges_of, progress_bars
-from .train import prepare, report_result, say
+from .train import Job, prepare, report_result, say
 
 DESCRIPTION = """\
 Learn a negative embedding for the embedded tiny world (a few minutes on two slow cores), then compare it, on held-out
@@ -37,6 +38,7 @@ report.json, curve.png and grid.png. Interrupted, it goes on where it was when c
 """
 TEST_PROMPTS, NOISES, PICTURES, LOSSES, BATCH = 64, 4, 8, 6, 64
 NOISE_SEED = 10  # noises that no earlier recipe was judged on
+Progress = Callable[[str, int, int], Any]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -52,10 +54,18 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, adapt, evaluate, report."""
-    directory = prepare_folder(args.output)
-    config = load_run_config(args.config, [*args.overrides, f"output={directory}"])
-    job = prepare(config, Workers())
-    clock = time.monotonic()
+    config = load_run_config(args.config, [*args.overrides, f"output={prepare_folder(args.output)}"])
+
+    def compare(job: Job, result: TrainResult, progress: Progress) -> Evaluation:
+        return compare_negatives(job.model, job.reward, result.embedding, config.train_config(), progress)
+
+    return show(config, compare, "A negative embedding for the tiny world", "demo")
+
+
+def show(config: JobConfig, compare: Callable[[Job, Any, "Progress"], Evaluation], title: str, command: str) -> int:
+    """Train as ``config`` says, ``compare`` what came out, write the report; 130 when stopped."""
+    directory, kind = Path(config.output), type(config)
+    job, clock = prepare(config, Workers()), time.monotonic()
     observer = ProgressObserver(config.steps, 0, directory)
     with graceful_stop() as should_stop:
         description = config.anchored().to_yaml()
@@ -65,18 +75,19 @@ def run(args: argparse.Namespace) -> int:
         finally:
             observer.close()
     if result.reason == "stopped":
-        report_result(result, directory)
+        report_result(result, directory, kind)
         return 130
     learned = time.monotonic() - clock
     with progress_bars() as progress:
-        evaluation = compare_negatives(job.model, job.reward, result.embedding, config.train_config(), progress)
+        evaluation = compare(job, result, progress)
     write_report(
-        directory, evaluation, title="A negative embedding for the tiny world", records=trainer.files.records(),
-        config=config.to_mapping(), embedding=result.embedding, command="python -m reneg_core demo",
+        directory, evaluation, title=title, records=trainer.files.records(), config=config.to_mapping(),
+        embedding=getattr(result, "embedding", None), command=f"python -m reneg_core {command}",
     )  # fmt: skip
-    print(f"\nlearned in {learned:.0f} s, {time.monotonic() - clock:.0f} s with adaptation and evaluation")
+    print(f"\nlearned in {learned:.0f} s, {time.monotonic() - clock:.0f} s with evaluation")
     print(headline(evaluation))
-    for name in ("report.html", "grid.png", "curve.png", "comparison.png", "report.json", "negative.safetensors"):
+    product = f"{trainer.product}.safetensors"
+    for name in ("report.html", "grid.png", "curve.png", "comparison.png", "report.json", product):
         print(f"  {directory / name}")
     return 0
 
@@ -86,7 +97,7 @@ def compare_negatives(
     reward: Reward,
     embedding: NegativeEmbedding,
     config: TrainConfig,
-    progress: Callable[[str, int, int], Any] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """The embedding against the empty prompt and handwritten negatives, and adapted per pair, on 256 test pairs.
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ..backends.lora_terms import Weighted, parse_loras
+from ..backends.loras import with_loras
 from ..embedding import NegativeEmbedding, load_embedding
 from ..evaluation import (
     Judges,
@@ -114,6 +116,11 @@ def _add_mode_options(group: Any) -> None:
         "--best-text", nargs=2, action="append", default=[], metavar=("TEXT", "STRENGTH"),
         help="a further handwritten negative as null + STRENGTH * (TEXT - null); repeat",
     )  # fmt: skip
+    group.add_argument(
+        "--tuned", action="append", default=[], metavar="NAME=LORA",
+        help="the modes NAME and, with an embedding, NAME+embedding: the model with a LoRA of its text encoder or of "
+        "other parts, FILE[*WEIGHT], several joined with ' + '; repeat",
+    )  # fmt: skip
     group.add_argument("--modes", nargs="+", choices=MODES, default=None, help="all that the other options allow")
     group.add_argument(
         "--scale", action="append", default=[], metavar="MODE=SCALE", help="a guidance scale of its own; repeat"
@@ -149,10 +156,12 @@ def run(args: argparse.Namespace) -> int:
     pairs = chosen_pairs(args, prompts or read_prompts(args.prompts, "test", args.model))
     embeddings = {name: load_embedding(file) for name, file in numbered(EMBEDDING, args.embedding).items()}
     sampling = chosen_sampling(args, embeddings.get(EMBEDDING))
-    rivals = chosen_rivals(args, names, embeddings, sampling)
-    baseline_of(rivals.names, args.baseline)
+    changes = chosen_tunings(args.tuned)
+    chosen_rivals(args, names, embeddings, sampling, dict.fromkeys(changes))
     prepare_folder(args.output)
     model = load_model_of(args)
+    tuned = {name: with_loras(model, loras) for name, loras in changes.items()}
+    rivals = chosen_rivals(args, names, embeddings, sampling, tuned)
     rewards = _judges(args, model.device)
     reward = rewards.pop(args.reward)
     judges = judges_of(reward, args.model, {name: judge.score for name, judge in rewards.items()})
@@ -193,9 +202,14 @@ def chosen_pairs(args: argparse.Namespace, prompts: Sequence[str]) -> Pairs:
 
 
 def chosen_rivals(
-    args: argparse.Namespace, names: Sequence[str], embeddings: Mapping[str, NegativeEmbedding], sampling: Sampling
+    args: argparse.Namespace,
+    names: Sequence[str],
+    embeddings: Mapping[str, NegativeEmbedding],
+    sampling: Sampling,
+    tuned: Mapping[str, Any],
 ) -> Rivals:
-    """What the options say about the modes ``names``; ValueError for a strength or scale that is no number."""
+    """What the options say about the modes ``names`` and the ``tuned`` models; ValueError for a strength or scale that
+    is no number, and for a baseline that is none of the modes."""
     texts = {TEXT: Words(handwritten(args.model) if args.negative_prompt is None else args.negative_prompt)}
     strong = checked_prompts([text for text, _ in args.best_text], "--best-text")
     strengths = [_number("--best-text", strength) for _, strength in args.best_text]
@@ -205,7 +219,7 @@ def chosen_rivals(
     adapting = None
     if ADAPTED in names:
         adapting = AdaptConfig.for_sampling(samplings.get(ADAPTED, sampling), micro_batch=args.batch_size)
-    return Rivals(
+    rivals = Rivals(
         none=NONE in names,
         texts={name: words for name, words in texts.items() if kind_of(name) in names},
         embeddings=embeddings if EMBEDDING in names else {},
@@ -213,7 +227,23 @@ def chosen_rivals(
         adapted=adapting,
         samplings=samplings,
         labels={name: f"learned ({Path(file).stem})" for name, file in several.items()},
+        tuned=tuned,
     )
+    baseline_of(rivals.names, args.baseline)
+    return rivals
+
+
+def chosen_tunings(entries: Sequence[str]) -> dict[str, list[Weighted]]:
+    """["texforce=a.safetensors*0.8 + b.safetensors"] as LoRAs by the name of the tuned model; ValueError otherwise."""
+    found = {}
+    for entry in entries:
+        name, equals, loras = entry.partition("=")
+        if not equals or not name.isidentifier() or name in found or not loras.strip():
+            raise ValueError(
+                f"Got --tuned {entry}, expected NAME=FILE[*WEIGHT] [+ FILE...], each with a name of its own."
+            )
+        found[name] = parse_loras(loras)
+    return found
 
 
 def numbered(name: str, values: Sequence[Any]) -> dict[str, Any]:

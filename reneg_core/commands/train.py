@@ -6,7 +6,7 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,14 +15,15 @@ from ..files import check_folder
 from ..model import DiffusionModel
 from ..rewards import Reward, load_reward
 from ..rewards.precision import PRECISIONS
-from ..training import Prompts, Session, Trainer, TrainResult, split_prompts
+from ..training import Prompts, Run, Session, split_prompts
 from ..training.footprint import Footprint, Step, fits, footprint
 from ..training.rehearsal import Rehearsal, rehearse
-from ..training.run_config import RunConfig, load_run_config, recipe_names
+from ..training.run_config import JobConfig, RunConfig, load_run_config, recipe_names
 from ..training.run_folder import RunFolder
 from ..training.workers import Workers, pick_workers
 from .common import ProgressObserver, graceful_stop, read_prompts, setting_lines
 
+J = TypeVar("J", bound=JobConfig)
 DESCRIPTION = """\
 Learn a negative embedding by gradient ascent on a reward, with guidance inside the training.
 
@@ -41,9 +42,15 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
         help="learn a negative embedding",
-        description=DESCRIPTION.format(recipes=", ".join(recipe_names())) + _settings_help(),
+        description=DESCRIPTION.format(recipes=", ".join(recipe_names())) + settings_help(RunConfig(), "recipes"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_run_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Settings, --config, --resume, --dry-run."""
     parser.add_argument("overrides", nargs="*", metavar="name=value", help="settings, see the list above")
     parser.add_argument("--config", default="", help="YAML file or recipe name")
     parser.add_argument(
@@ -54,17 +61,17 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, measure what the first steps take, then stop"
     )
-    parser.set_defaults(run=run)
 
 
-def _settings_help() -> str:
-    lines = [f"  {line}" for line in setting_lines(RunConfig().to_mapping())]
-    return "\nSettings and their defaults (their meaning: docs/recipes.md):\n" + "\n".join(lines) + "\n"
+def settings_help(config: JobConfig, page: str) -> str:
+    """A table of the settings with what they are in ``config``."""
+    lines = [f"  {line}" for line in setting_lines(config.to_mapping())]
+    return f"\nSettings and their defaults (their meaning: docs/{page}.md):\n" + "\n".join(lines) + "\n"
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, kind: type[JobConfig] = RunConfig) -> int:
     """Train as the configuration says; exit code 0 when done, 130 when stopped by a signal."""
-    config = run_config(args)
+    config = run_config(args, kind)
     folder, workers = RunFolder(config.output), pick_workers(config.device)
     quiet = workers.rank != 0
     if not quiet:
@@ -81,16 +88,16 @@ def run(args: argparse.Namespace) -> int:
         finally:
             observer.close()
     if not quiet:
-        report_result(result, folder.path)
+        report_result(result, folder.path, kind)
     return 130 if result.reason == "stopped" else 0
 
 
-def run_config(args: argparse.Namespace) -> RunConfig:
+def run_config(args: argparse.Namespace, kind: type[J] = RunConfig) -> J:
     """The configuration with absolute paths, so that it means the same from any folder.
 
     Resuming with a run folder's own config.yaml goes on in that folder, wherever it has been moved.
     """
-    config = load_run_config(args.config, args.overrides)
+    config = load_run_config(args.config, args.overrides, kind)
     own = RunFolder(Path(args.config).parent)
     here = args.resume and own.checkpoints() and Path(args.config).absolute() == own.config.absolute()
     if here and not any(override.partition("=")[0].strip() == "output" for override in args.overrides):
@@ -135,8 +142,8 @@ class Job:
         networks += [reward for reward in (self.reward, self.watch) if reward is not None]
         return [parameter for network in networks for parameter in network.parameters()]
 
-    def trainer(self, config: RunConfig, session: Session) -> Trainer:
-        return Trainer(
+    def trainer(self, config: JobConfig, session: Session) -> Run:
+        return config.method(
             self.model,
             self.reward,
             self.prompts,
@@ -147,13 +154,16 @@ class Job:
         )
 
 
-def prepare(config: RunConfig, workers: Workers) -> Job:
+def prepare(config: JobConfig, workers: Workers) -> Job:
     """Read the prompts first (cheap), then load rewards and model, so that mistakes show before long work."""
     from ..backends import load_model
+    from ..backends.lora_terms import parse_loras
+    from ..backends.loras import with_loras
 
     prompts = training_prompts(config)
     device = str(getattr(workers, "device", config.device))
-    model = load_model(config.model, device=device, dtype=config.dtype, config=config.model_config or None)
+    plain = load_model(config.model, device=device, dtype=config.dtype, config=config.model_config or None)
+    model = with_loras(plain, parse_loras(config.loras))
     dtype = PRECISIONS[config.reward_dtype]
     rewards = [
         load_reward(name, weights=weights or None, device=model.device, dtype=dtype) if name else None
@@ -164,14 +174,14 @@ def prepare(config: RunConfig, workers: Workers) -> Job:
     return Job(model, rewards[0], rewards[1], prompts)
 
 
-def training_prompts(config: RunConfig) -> Prompts:
+def training_prompts(config: JobConfig) -> Prompts:
     """Training and validation prompts; without a validation file every tenth training prompt is held out."""
     own = bool(config.validation_prompts) or not config.prompts  # the tiny world has validation prompts
     held = read_prompts(config.validation_prompts, "validation", config.model) if own else ()
     return split_prompts(read_prompts(config.prompts, "train", config.model), held)
 
 
-def report_dry_run(config: RunConfig, job: Job, found: Rehearsal) -> int:
+def report_dry_run(config: JobConfig, job: Job, found: Rehearsal) -> int:
     """The resolved configuration, what was found, and what the run will take."""
     model, mib = job.model, 2.0**20
     weights = sum(tensor.nbytes for tensor in job.weights())
@@ -180,7 +190,7 @@ def report_dry_run(config: RunConfig, job: Job, found: Rehearsal) -> int:
     print(f"model {model.name}: {model.family}, width {model.width}, on {model.device}")
     print(f"prompts: {len(job.prompts.train)} for training, {len(job.prompts.validation)} for validation")
     print(f"memory: {memory} at micro_batch {found.micro_batch}; {found.kept / mib:,.0f} MiB activations a sample")
-    for line in memory_lines(config, job):
+    for line in memory_lines(config, job) if isinstance(config, RunConfig) else ():
         print(line)
     print(
         f"time:   about {found.step:,.1f} s a step and {found.validation:,.1f} s a validation, "
@@ -208,21 +218,22 @@ def memory_lines(config: RunConfig, job: Job) -> list[str]:
     return lines
 
 
-def report_result(result: TrainResult, directory: Path) -> None:
+def report_result(result: Any, directory: Path, kind: type[JobConfig] = RunConfig) -> None:
     """Say what came out, where it is, and how to go on."""
     if result.best_reward is not None:
         print(
             f"{result.reason} after {result.steps} steps: validation reward {result.start_reward:.4f} -> "
             f"{result.best_reward:.4f} (best at step {result.best_step})"
         )
-    print(f"embedding: {directory / 'negative.safetensors'}")
+    print(f"{kind.method.learned + ':':<10} {directory / kind.method.product}.safetensors")
     if result.reason == "stopped":
-        print(f"resume:    {resume_command(directory)}")
+        print(f"resume:    {resume_command(directory, kind.command)}")
 
 
-def resume_command(directory: Path) -> str:
+def resume_command(directory: Path, subcommand: str = RunConfig.command) -> str:
     """A command that goes on with the run, from any folder and without an active environment."""
-    command = [sys.executable, "-m", "reneg_core", "train", "--config", str(directory / "config.yaml"), "--resume"]
+    config = str(directory / "config.yaml")
+    command = [sys.executable, "-m", "reneg_core", *subcommand.split(), "--config", config, "--resume"]
     source = str(Path(__file__).resolve().parents[2])
     searched = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     found_only_here = any(place and os.path.realpath(place) == source for place in searched)

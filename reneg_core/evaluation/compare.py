@@ -29,12 +29,14 @@ class Mode:
     """One negative to compare.
 
     negative: 1 row, or one per pair in the order of the :class:`Pairs`; label: its name in words for reports; sampling:
-    how its pictures are made (a negative at the guidance scale that serves it best), None = as the comparison says.
+    how its pictures are made (a negative at the guidance scale that serves it best), None = as the comparison says;
+    model: what makes them and encodes the prompts, set up already, None = the comparison's model (a tuned one of it).
     """
 
     negative: Conditioning
     label: str = ""
     sampling: Sampling | None = None
+    model: DiffusionModel | None = None
 
 
 @dataclass(frozen=True)
@@ -252,8 +254,9 @@ def _draw(model: DiffusionModel, plan: _Plan, rows: range) -> Iterator[tuple[str
     positive, noise = model.encode(prompts), model.noise(seeds, plan.sampling.size)
     for name, mode in plan.modes.items():
         negative = mode.negative if len(mode.negative) == 1 else mode.negative[rows.start : rows.stop]
-        latents = sample(model, positive, negative.to(model.device), noise, plan.sampling_of(mode))
-        yield name, model.decode(latents, FRAMES)
+        own, said = (mode.model, mode.model.encode(prompts)) if mode.model else (model, positive)
+        latents = sample(own, said, negative.to(model.device), noise, plan.sampling_of(mode))
+        yield name, own.decode(latents, FRAMES)
 
 
 def _judge(plan: _Plan, result: _Result, mode: str, rows: range, images: Tensor) -> None:

@@ -38,15 +38,17 @@ class Rivals:
     """What to compare with what, by mode name.
 
     none: the empty prompt; texts: handwritten ones; encoded: negatives that were encoded elsewhere, one row each;
-    embeddings: learned ones; adapted: how ``start`` (or else the first of them) is adapted to each pair, None = it is
-    not; samplings: modes that are sampled in their own way (the adapted mode is sampled as it is adapted); labels:
-    names in words. Errors: ValueError for names that clash, samplings of no mode, and nothing to adapt.
+    embeddings: learned ones; tuned: tuned models of the one that is compared, each with the empty prompt and with the
+    first embedding (``NAME+embedding``); adapted: how ``start`` (or else the first embedding) is adapted to each pair,
+    None = it is not; samplings: modes that are sampled in their own way (the adapted mode is sampled as it is adapted);
+    labels: names in words. Errors: ValueError for names that clash, samplings of no mode, and nothing to adapt.
     """
 
     none: bool = True
     texts: Mapping[str, Words] = field(default_factory=dict)
     encoded: Mapping[str, Conditioning] = field(default_factory=dict)
     embeddings: Mapping[str, NegativeEmbedding] = field(default_factory=dict)
+    tuned: Mapping[str, DiffusionModel] = field(default_factory=dict)
     adapted: AdaptConfig | None = None
     start: NegativeEmbedding | None = None
     samplings: Mapping[str, Sampling] = field(default_factory=dict)
@@ -74,7 +76,20 @@ class Rivals:
             *self.encoded,
             *self.embeddings,
             *([ADAPTED] if self.adapted else []),
+            *(mode for name in self.tuned for mode in self._tuned_modes(name)),
         ]
+
+    def _tuned_modes(self, name: str) -> list[str]:
+        return [name, *([f"{name}+{EMBEDDING}"] if self.embeddings else [])]
+
+    def tuned_modes(self, name: str, null: Conditioning) -> dict[str, Mode]:
+        """The modes of the tuned model ``name``; null: what it says of the empty prompt."""
+        model, learned = self.tuned[name], [fitted(one.conditioning(), null) for one in self.embeddings.values()][:1]
+        modes, words = self._tuned_modes(name), ("", f" + {LABELS[EMBEDDING]}")
+        return {
+            mode: Mode(row, self.labels.get(mode, name + word), self.samplings.get(mode), model)
+            for mode, row, word in zip(modes, [null, *learned], words, strict=False)
+        }
 
     @property
     def adapted_from(self) -> NegativeEmbedding | None:
@@ -148,7 +163,10 @@ def build_modes(
         samplings[ADAPTED] = rivals.adapted.sampling
     words = {name: entry.label() for name, entry in rivals.texts.items()}
     labels = {**LABELS, **words, **rivals.labels}
-    return {name: Mode(row, labels.get(name, ""), samplings.get(name)) for name, row in negatives.items()}
+    modes = {name: Mode(row, labels.get(name, ""), samplings.get(name)) for name, row in negatives.items()}
+    for name, tuned in rivals.tuned.items():
+        modes |= rivals.tuned_modes(name, tuned.encode([""]).to("cpu"))
+    return modes
 
 
 def _encoded(model: DiffusionModel, texts: Mapping[str, Words]) -> tuple[Conditioning, dict[str, Conditioning]]:

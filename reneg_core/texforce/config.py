@@ -19,7 +19,8 @@ class TexForceConfig(LoopConfig):
     (""), or an embedding's file, which does not.
     Of both routes: updates: equal parts of a batch, each with an update of its own; inner_epochs: how often a batch is
     gone through; samples_per_prompt: trajectories of a prompt in a batch (1: prompts are drawn for each).
-    Of the policy: timestep_fraction: share of a trajectory's steps that is learned from, drawn per trajectory;
+    Of the policy: window: first and one past the last step that may be learned from, None = all (ours: late steps have
+    little noise, so large scores, and little say in the picture); timestep_fraction: share of these, per trajectory;
     clip_range: of the probability ratios, per latent; advantage_clip: largest advantage; statistics_buffer,
     statistics_minimum: rewards kept of each prompt, and of how many on its own mean and spread are used.
     Of the direct route: through: steps that the gradient passes through, counted from the end (0: all).
@@ -43,6 +44,7 @@ class TexForceConfig(LoopConfig):
     updates: int = 64
     inner_epochs: int = 1
     samples_per_prompt: int = 1
+    window: tuple[int, int] | None = None
     timestep_fraction: float = 0.5
     clip_range: float = 1e-4
     advantage_clip: float = 10.0
@@ -77,6 +79,9 @@ class TexForceConfig(LoopConfig):
                 f"statistics_minimum: got {self.statistics_minimum}, expected at most the statistics_buffer "
                 f"{self.statistics_buffer}."
             )
+        first, last = self.window or (0, self.sampling.steps)
+        if not 0 <= first < last <= self.sampling.steps:
+            found.append(f"window: got {first}..{last}, expected 0 <= first < last <= the steps {self.sampling.steps}.")
         if self.through > self.sampling.steps:
             found.append(f"through: got {self.through}, expected at most the sampling.steps {self.sampling.steps}.")
         return found

@@ -150,6 +150,7 @@ def direct_gradient(
     *,
     through: int,
     loss_scale: float = 1.0,
+    frames: int = 0,
 ) -> Tensor:
     """Add to the leaves of ``branches`` the gradient of ``sum_b R(prompt_b, x0_b)``; the rewards ``[B]``.
 
@@ -175,7 +176,7 @@ def direct_gradient(
         else:
             x0 = checkpoint(x0_of, state.x, index, use_reentrant=False)
         state = advance(state, x0, sigmas, sampling.solver)
-    images = model.decode(model.finish(state.x, sigmas[-1]))
+    images = model.decode(model.finish(state.x, sigmas[-1]), frames)
     scores = score(reward, images, prompts)
     (scores.sum() * loss_scale).backward()
     return scores.detach()

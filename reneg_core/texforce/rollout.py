@@ -71,10 +71,12 @@ def roll_out(
     noise: Tensor,
     sampling: Sampling,
     draw: Callable[[int], Tensor],
+    frames: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sample with DDIM at eta 1: states ``[S+1,B,C,h,w]``, log-probabilities ``[S,B]``, pictures ``[B,3,H,W]``.
 
-    noise: standard normal ``[B,C,h,w]`` to begin with; draw: the same for a step. The solver of ``sampling`` is not
+    noise: standard normal ``[B,C,h,w]`` to begin with; draw: the same for a step; frames: of a video, so many decoded
+    (0 = all). The solver of ``sampling`` is not
     used; a step that ends at level 0 goes to the clean estimate and draws nothing.
     """
     sigmas = model.sigmas(sampling)
@@ -90,4 +92,4 @@ def roll_out(
         x = mean + std.to(mean.device) * draw(index)
         states.append(x.cpu())
         log_probs.append(log_prob(x, mean, std).cpu())
-    return torch.stack(states), torch.stack(log_probs), model.decode(model.finish(x, sigmas[-1]))
+    return torch.stack(states), torch.stack(log_probs), model.decode(model.finish(x, sigmas[-1]), frames)

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ..digests import DIGEST, digest_of
 from ..embedding import NegativeEmbedding, Provenance, load_embedding
-from ..model import Conditioning, DiffusionModel, TunableModel
-from ..rewards import Reward
+from ..model import Conditioning, TunableModel
 from ..sampling import check_branches
 from ..seeds import derive_seed
 from ..training import schedule
@@ -72,29 +71,34 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
     product, learned, remedy = "text-lora", "LoRA", "Try a lower learning_rate."
     model: TunableModel
 
-    def __init__(self, model: DiffusionModel, reward: Reward, *args: Any, **kwargs: Any) -> None:
-        super().__init__(model, reward, *args, **kwargs)
-        if not isinstance(model, TunableModel):
-            raise ValueError(
-                f"Got the model {model.name}, whose text encoders cannot be tuned here. Expected Stable Diffusion 1.x, "
-                "2.x or XL, whose text encoders are CLIP's."
-            )
-
     def inside(self, work: Callable[[], T]) -> T:
         with ExitStack() as self._around:
             return super().inside(work)
 
     def _origin(self) -> Origin[Tuner]:
         config = self.config
+        if not isinstance(self.model, TunableModel):
+            raise ValueError(
+                f"Got the model {self.model.name}, whose text encoders cannot be tuned here. Expected Stable Diffusion "
+                "1.x, 2.x or XL, whose text encoders are CLIP's."
+            )
         check_reward(self.reward, self.prompts.train[0], self.model.device, gradient=config.route == "direct")
-        if config.route == "policy" and not stochastic_steps(self.model.sigmas(config.sampling)):
-            raise ValueError("Got one sampling step, which draws nothing, expected sampling.steps of 2 or more.")
+        if config.route == "policy":
+            self._check_window(stochastic_steps(self.model.sigmas(config.sampling)))
         start = load_text_lora(config.init) if config.init else None
         self._fixed = self._fixed_negative()
         contents = {"prompt": ""} if start is None else {"file": Path(config.init).name, "LoRA": start.digest()}
-        if self._fixed is not None:
-            contents["negative"] = digest_of({"tokens": self._fixed.tokens})
-        return Origin(contents, partial(self._attached, start))
+        beside = {} if self._fixed is None else {"negative embedding": digest_of({"tokens": self._fixed.tokens})}
+        return Origin(contents, partial(self._attached, start), beside)
+
+    def _check_window(self, drawing: int) -> None:
+        """ValueError where the policy draws in no step that it may learn from."""
+        first = self.config.window[0] if self.config.window else 0
+        if first >= drawing:
+            raise ValueError(
+                f"Got {self.config.sampling.steps} steps, of which the first {drawing} draw noise, and none of "
+                f"them from step {first} on. Expected sampling.steps of 2 or more, and a window that begins earlier."
+            )
 
     def _fixed_negative(self) -> Conditioning | None:
         """The negative embedding that ``config.negative`` names, None for a prompt."""
@@ -200,11 +204,11 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
         branches = Branches(said.positive.detach(), said.negative.detach())
         states, log_probs, images = roll_out(
             self.model, branches.positive, branches.negative, self._noise(step, rows), self.config.sampling,
-            partial(self._noise, step, rows),
+            partial(self._noise, step, rows), self.config.judged_frames,
         )  # fmt: skip
         with torch.no_grad():
             rewards = score(self.reward, images, prompts).cpu().double()
-        require_finite(self.reward, rewards, prompts)
+        require_finite(self.reward, rewards, prompts, "sampled")
         return Rollout(prompts, states, log_probs, rewards)
 
     def _numbered(self, step: int, rows: range) -> tuple[int, Rollout]:
@@ -236,17 +240,18 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
                 clip=config.clip_range, loss_scale=self.scale.value,
             ),
         )  # fmt: skip
-        record.add("ratio_change", found.ratio_change, len(rows))
-        record.add("clipped", found.clipped, len(rows))
-        if epoch == 0:
-            record.add("kl", self._divergence(rollout, int(indices[0, 0])), len(rows))
+        apart = self._divergence(rollout, int(indices[0, 0])) if epoch == 0 else None
+        for name, value in (("ratio_change", found.ratio_change), ("clipped", found.clipped), ("kl", apart)):
+            record.add(name, value, len(rows))
         return gradients
 
     def _chosen(self, step: int, epoch: int, rows: range, steps: int) -> Tensor:
         """The sampling steps that each row is learned from, ``[K,rows]``: the first of a permutation of its own."""
-        count = max(1, round(steps * self.config.timestep_fraction))
+        first, last = self.config.window or (0, steps)
+        allowed = range(first, min(last, steps))
+        count = max(1, round(len(allowed) * self.config.timestep_fraction))
         orders = [
-            random.Random(derive_seed("timesteps", self.config.seed, step, epoch, row)).sample(range(steps), count)
+            random.Random(derive_seed("timesteps", self.config.seed, step, epoch, row)).sample(allowed, count)
             for row in rows
         ]
         return torch.tensor(orders).T.contiguous()
@@ -270,7 +275,7 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
             list(self.adapter.parameters.values()),
             lambda branches: direct_gradient(
                 self.model, branches, self.reward, prompts, self._noise(step, rows), config.sampling,
-                through=config.through, loss_scale=self.scale.value,
+                through=config.through, loss_scale=self.scale.value, frames=config.judged_frames,
             ),
         )  # fmt: skip
         total += rewards.sum().cpu().double()
@@ -295,6 +300,9 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
         from .. import __version__
 
         progress, config = self.progress, self.config
+        training = {"method": "texforce", "route": config.route, "rank": config.rank, "alpha": config.alpha}
+        if progress.changes:
+            training["steps_changed"] = progress.changes
         provenance = Provenance(
             base_model=self.model.name,
             base_digest=self.context["model"]["denoiser"].removeprefix(DIGEST),
@@ -307,7 +315,7 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
             notes={
                 "validation_reward": finite(progress.best_reward),
                 "start_reward": progress.start_reward,
-                "training": {"method": "texforce", "route": config.route, "rank": config.rank, "alpha": config.alpha},
+                "training": training,
             },
             sampling=config.sampling.to_mapping(),
         )

@@ -74,7 +74,11 @@ def reward_contents(reward: Reward) -> dict[str, str]:
 
 
 def _own_file(reward: Reward) -> Path | None:
-    """The python file of a reward that was loaded from one; None for installed code, which a version names."""
+    """The python file of a reward that was loaded from one, or of the user's function that it calls; None for installed
+    code, which a version names."""
+    code = getattr(getattr(reward, "function", None), "__code__", None)
+    if code and Path(code.co_filename).is_file():
+        return Path(code.co_filename)
     if type(reward).__module__ in sys.modules:
         return None
     files = {Path(f.__code__.co_filename) for f in vars(type(reward)).values() if hasattr(f, "__code__")}
@@ -155,8 +159,9 @@ def _other(name: str, old: str, new: str) -> str:
 def _changed_start(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     if not old or {k: v for k, v in old.items() if k != "file"} == {k: v for k, v in new.items() if k != "file"}:
         return []
-    if "embedding" in old and "embedding" in new:
-        return [f"init: the embedding in {new['file']} is not the one that the run was started with."]
+    kinds = ({*old} & {*new}) - {"file", "prompt"}
+    if kinds:
+        return [f"init: the {kinds.pop()} in {new['file']} is not the one that the run was started with."]
     began, begins = (f"the file {one['file']}" if "file" in one else f"{one['prompt']!r}" for one in (old, new))
     return [f"init: the run was started with {began}, now it is {begins}."]
 

@@ -62,11 +62,11 @@ def check_reward(reward: Reward, prompt: str, device: torch.device, gradient: bo
         score(reward, image.requires_grad_(gradient), [prompt])
 
 
-def require_finite(reward: Reward, scores: Tensor, prompts: Sequence[str]) -> None:
-    """FloatingPointError naming a picture whose score is NaN or infinite."""
+def require_finite(reward: Reward, scores: Tensor, prompts: Sequence[str], kind: str = "validation") -> None:
+    """FloatingPointError naming a picture whose score is NaN or infinite; kind: what pictures they are."""
     bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
     if bad:
         raise FloatingPointError(
-            f"The reward {reward.name!r} gave {scores[bad[0]].item()} for a validation picture of {prompts[bad[0]]!r} "
+            f"The reward {reward.name!r} gave {scores[bad[0]].item()} for a {kind} picture of {prompts[bad[0]]!r} "
             f"({len(bad)} of {len(scores)} pictures). Expected finite numbers, or nothing can be told to be the best."
         )

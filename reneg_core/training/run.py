@@ -81,10 +81,11 @@ class Session:
 @dataclass(frozen=True)
 class Origin(Generic[L]):
     """Where a run begins: ``contents`` tell it from others in words and digests, ``learner`` makes what is learned
-    there (None) or as a checkpoint has it."""
+    there (None) or as a checkpoint has it; ``beside``: what else the run rests on, as the model's own contents."""
 
     contents: dict[str, str]
     learner: Callable[[LearnerState | None], L]
+    beside: dict[str, str] = field(default_factory=dict)
 
 
 class Run(ABC, Generic[C, L, R]):
@@ -210,7 +211,9 @@ class Run(ABC, Generic[C, L, R]):
         """Check everything that can be checked before the first step, and take up the run's state; writes nothing."""
         rewards = {"reward": self.reward, "watch": self.validator.watch}
         origin = self._origin()
-        self.context = self.context or identity(self.config, self.model, rewards, origin.contents, self.prompts)
+        if not self.context:
+            self.context = identity(self.config, self.model, rewards, origin.contents, self.prompts)
+            self.context["model"] |= origin.beside
         found = self.files.latest()
         if found is None:
             self.learner, self.scale = origin.learner(None), loss_scale_for(self.model)

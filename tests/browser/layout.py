@@ -144,10 +144,10 @@ def place(workflow: dict[str, Any], graph: Graph) -> None:
     nodes = {str(node["id"]): node for node in workflow["nodes"]}
     items = items_of(graph, nodes)
     settle(items)
-    left, edges = 0.0, {}
+    left, edges = 0, {}
     for column in range(max(item.column for item in items) + 1):
         inside = [nodes[item.node] for item in items if item.column == column and item.node]
-        width = max(node["size"][0] for node in inside)
+        width = round(max(node["size"][0] for node in inside))
         for node in inside:
             node["size"][0] = width
         edges[column] = (left, left + width)

@@ -171,7 +171,7 @@ def test_every_thumbnail_shows_something_of_its_own() -> None:
         with Image.open(path) as picture:
             assert picture.width >= 900 and picture.height >= 400, path.name
             small[path.stem] = list(picture.convert("L").resize((48, 32)).tobytes())
-    assert set(small) == {path.stem for path in API}
+    assert set(small) == {path.stem for path in API if OLDER not in path.parents}
     for (one, a), (other, b) in combinations(small.items(), 2):
         different = sum(abs(x - y) > 24 for x, y in zip(a, b, strict=True)) / len(a)
         assert different > 0.05, f"{one} and {other} look alike"

@@ -12,31 +12,12 @@ import torch
 from builders import pipeline
 from pipelines import sdxl
 from safetensors.torch import load_file
-from tunable import TunableSmall
+from tunable import LAYER, TunableSmall, encoded, random_lora
 
 from reneg_core.backends import wrap
 from reneg_core.embedding import Provenance
 from reneg_core.texforce.adapter import attached
 from reneg_core.texforce.lora import TextLora, fuse, load_text_lora
-
-LAYER = "text_encoder.text_model.encoder.layers.{}.self_attn.q_proj"
-
-
-def random_lora(encoders: dict, rank: int = 3, seed: int = 0, size: float = 0.3) -> TextLora:
-    """One that changes every projection."""
-    with attached(encoders, rank, 2.0 * rank, seed) as adapter:
-        generator = torch.Generator().manual_seed(seed)
-        tensors = {n: size * torch.randn(p.shape, generator=generator) for n, p in adapter.parameters.items()}
-        return adapter.lora(tensors)
-
-
-def encoded(model, lora: TextLora | None = None, prompts: tuple[str, ...] = ("a fox", "sun")) -> torch.Tensor:
-    """Tokens under the LoRA as it is tuned."""
-    if lora is None:
-        return model.encode(prompts).tokens
-    with attached(model.text_encoders(), lora.rank, 1.0, 0) as adapter:
-        adapter.load(adapter.tensors_of(lora))
-        return model.encode(prompts).tokens
 
 
 def equal(one: TextLora, other: TextLora, atol: float = 1e-6) -> bool:

@@ -35,7 +35,7 @@ class Constant(SmallModel):
     def denoise(self, x, sigma, conditioning, branches=None):
         return conditioning.tokens[:, 0, :, None, None].expand_as(x)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, frames: int = 0) -> Tensor:
         return latents
 
 

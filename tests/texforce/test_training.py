@@ -12,9 +12,10 @@ import torch
 from doubles import Constant, Curved, Wrapped
 from runs import Steps, records, steps_of
 from small import SmallModel
-from tunable import PROMPTS, QUICK, SAMPLING, TunableSmall, tuning
+from tunable import PROMPTS, QUICK, SAMPLING, TunableSmall, random_lora, tuning
 
 from reneg_core import NegativeEmbedding
+from reneg_core.rewards import load_reward
 from reneg_core.rewards.mix import RewardMix
 from reneg_core.texforce import TexForceConfig, load_text_lora
 from reneg_core.training import ConfigError, Session, Trainer
@@ -131,7 +132,7 @@ MOVES = {
     "learning_rate": 0.01, "betas": (0.8, 0.999), "sampling": SAMPLING.changed(steps=5), "steps": 3, "batch_size": 6,
     "warmup": 0, "weight_decay": 0.5, "gradient_clip": 1e-4, "seed": 1, "route": "direct", "rank": 3, "alpha": 8.0,
     "negative": "ugly", "updates": 4, "inner_epochs": 2, "samples_per_prompt": 1, "timestep_fraction": 1.0,
-    "clip_range": 1e-9, "advantage_clip": 0.1, "statistics_buffer": 2, "statistics_minimum": 4,
+    "window": (0, 1), "clip_range": 1e-9, "advantage_clip": 0.1, "statistics_buffer": 2, "statistics_minimum": 4,
 }  # fmt: skip
 SAME = {"micro_batch": 3, "checkpointing": True, "checkpoint_every": 3, "checkpoint_minutes": 0, "keep_checkpoints": 1}
 ELSEWHERE = {"validate_every", "validation_pairs", "patience", "watch_drop", "init", "through", "judged_frames"}
@@ -180,6 +181,7 @@ def test_through_is_a_setting_of_the_direct_route(tmp_path: Path) -> None:
         ({"updates": 9}, "updates: got 9, expected at most the batch_size 8"),
         ({"samples_per_prompt": 3}, "samples_per_prompt: got 3, expected a divisor of the batch_size 8"),
         ({"statistics_minimum": 5}, "statistics_minimum: got 5, expected at most the statistics_buffer 4"),
+        ({"window": (0, 5)}, r"window: got 0\.\.5, expected 0 <= first < last <= the steps 4"),
         ({"through": 5}, "through: got 5, expected at most the sampling.steps 4"),
         ({"learning_rate": float("inf")}, "learning_rate: got inf, expected a finite number"),
     ],
@@ -191,8 +193,8 @@ def test_what_cannot_be_is_said(settings: dict, words: str) -> None:
 
 def test_a_configuration_reads_back() -> None:
     assert TexForceConfig.from_mapping(QUICK.to_mapping()) == QUICK
-    with pytest.raises(ConfigError, match="window: unknown setting"):
-        TexForceConfig.from_mapping({"window": [0, 1]})
+    with pytest.raises(ConfigError, match="points: unknown setting"):
+        TexForceConfig.from_mapping({"points": 1})
 
 
 # going on
@@ -296,10 +298,44 @@ def test_another_run_is_refused_in_words(tmp_path: Path) -> None:
         tuning(first, replace(QUICK, steps=1), model=Told(changed.encoder), resume=True).run()
 
 
+def test_another_start_or_negative_of_the_same_name_is_another_run(tmp_path: Path) -> None:
+    model = TunableSmall()
+    init, negative = tmp_path / "init.safetensors", tmp_path / "negative.safetensors"
+    config = replace(QUICK, steps=1, init=str(init), negative=str(negative))
+
+    def files(seed: int, text: str) -> None:
+        random_lora(model.text_encoders(), 2, seed).save(init)
+        NegativeEmbedding(model.encode([text]).tokens, model.family).save(negative, overwrite=True)
+
+    files(0, "ugly")
+    tuning(tmp_path / "run", config).run()
+    assert tuning(tmp_path / "run", config, resume=True).run().steps == 1
+    files(1, "ugly")
+    with pytest.raises(
+        ValueError, match=r"- init: the LoRA in init\.safetensors is not the one that the run was started"
+    ):
+        tuning(tmp_path / "run", config, resume=True).run()
+    files(0, "grey")
+    with pytest.raises(ValueError, match="- model: the negative embedding is not what the run was started with"):
+        tuning(tmp_path / "run", config, resume=True).run()
+
+
+def test_a_function_that_was_edited_is_another_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "judged_by_mean.py"
+    file.write_text("def mean(images, prompts):\n    return images.mean((1, 2, 3))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    one = replace(QUICK, steps=1)
+    tuning(tmp_path / "run", one, reward=load_reward("judged_by_mean:mean")).run()
+    file.write_text("def mean(images, prompts):\n    return -images.mean((1, 2, 3))\n")
+    with pytest.raises(ValueError, match=r"- reward: the file judged_by_mean\.py is not what the run was started with"):
+        tuning(tmp_path / "run", one, reward=load_reward("judged_by_mean:mean"), resume=True).run()
+
+
 def test_more_steps_extend_a_run(tmp_path: Path) -> None:
     tuning(tmp_path).run()
     result = tuning(tmp_path, replace(QUICK, steps=6), resume=True).run()
     assert result.steps == 6 and steps_of(tmp_path, "step") == [1, 2, 3, 4, 5, 6]
+    assert result.lora.provenance.notes["training"]["steps_changed"] == [[4, 4, 6]]
 
 
 # many processes
@@ -353,13 +389,17 @@ def test_a_reward_without_a_gradient_is_for_the_policy_alone(tmp_path: Path) -> 
 
 def test_a_model_whose_encoder_cannot_be_tuned_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Got the model small, whose text encoders cannot be tuned here"):
-        tuning(tmp_path, model=SmallModel())
+        tuning(tmp_path, model=SmallModel()).run()
 
 
 def test_a_single_sampling_step_draws_nothing(tmp_path: Path) -> None:
-    one = replace(QUICK, sampling=SAMPLING.changed(steps=1))
-    with pytest.raises(ValueError, match=r"Got one sampling step, which draws nothing, expected sampling\.steps of 2"):
-        tuning(tmp_path, one).run()
+    words = (
+        r"of which the first {} draw noise, and none of them from step {} on\. Expected sampling\.steps of 2 or more"
+    )
+    with pytest.raises(ValueError, match=words.format(0, 0)):
+        tuning(tmp_path, replace(QUICK, sampling=SAMPLING.changed(steps=1))).run()
+    with pytest.raises(ValueError, match=words.format(3, 3)):
+        tuning(tmp_path, replace(QUICK, window=(3, 4))).run()
 
 
 def test_rewards_that_are_no_numbers_end_the_run_with_the_best_saved(tmp_path: Path) -> None:
@@ -368,9 +408,9 @@ def test_rewards_that_are_no_numbers_end_the_run_with_the_best_saved(tmp_path: P
 
         def _score(self, images, prompts):
             type(self).calls += 1
-            return super()._score(images, prompts) * (float("nan") if self.calls > 6 else 1)
+            return super()._score(images, prompts) * (float("nan") if self.calls == 4 else 1)
 
-    with pytest.raises(FloatingPointError, match="The reward 'counted' gave nan for"):
+    with pytest.raises(FloatingPointError, match="The reward 'counted' gave nan for a sampled picture"):
         tuning(tmp_path, reward=Broken()).run()
     assert load_text_lora(tmp_path / "best.safetensors").rank == 2
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from doubles import Constant, Curved, Wrapped
 from runs import PROMPTS, QUICK, Steps, records, trainer
+from small import SmallModel
 
 from reneg_core import NegativeEmbedding, load_embedding
 from reneg_core.rewards import Reward
@@ -20,6 +21,12 @@ from reneg_core.training.run_folder import RunFolder
 from reneg_core.training.schedule import recorded_steps
 
 # rewards
+
+
+@pytest.fixture
+def model() -> SmallModel:
+    """A few numbers, unless a test counts what a real architecture keeps."""
+    return SmallModel()
 
 
 class Detached(Curved):
@@ -79,17 +86,17 @@ def test_a_watched_reward_needs_no_gradient(model, tmp_path: Path) -> None:
     assert all(math.isfinite(record["watch"]) for record in records(tmp_path, "validation"))
 
 
-def test_a_reward_that_raises_later_is_named(model, tmp_path: Path) -> None:
+def test_a_reward_that_raises_later_is_named(stable_diffusion, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"The reward 'raising' failed on 2 pictures of 16x16 pixels \(KeyError"):
-        trainer(model, tmp_path, reward=Late()).run()
+        trainer(stable_diffusion, tmp_path, reward=Late()).run()
 
 
-def test_adaptation_names_such_rewards_too(model) -> None:
-    start = NegativeEmbedding(model.encode([""]).tokens, model.family)
+def test_adaptation_names_such_rewards_too(stable_diffusion) -> None:
+    start = NegativeEmbedding(stable_diffusion.encode([""]).tokens, stable_diffusion.family)
     config = AdaptConfig(steps=1, sampling=Sampling(steps=2).at_scale(4.0), window=(0, 2), points=1)
     for reward, words in ((Detached(), "carries no gradient"), (Late(), "failed on 1 pictures of 16x16")):
         with pytest.raises(ValueError, match=words):
-            adapt(model, reward, ["a"], [1], start, config)
+            adapt(stable_diffusion, reward, ["a"], [1], start, config)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -130,13 +137,13 @@ def test_hopeless_gradients_name_the_best_only_if_there_is_one(model, tmp_path: 
 # divergence and settings
 
 
-def test_a_learning_rate_that_is_too_high_is_blamed_itself(model, tmp_path: Path) -> None:
+def test_a_learning_rate_that_is_too_high_is_blamed_itself(stable_diffusion, tmp_path: Path) -> None:
     words = (
         r"NaN or infinite pixels at step 1\. After 1 steps at learning_rate 1e\+30 the embedding has moved .*best\.safe"
     )
     with pytest.raises(FloatingPointError, match=words):
-        trainer(model, tmp_path, replace(QUICK, learning_rate=1e30)).run()
-    assert torch.equal(load_embedding(tmp_path / "best.safetensors").tokens, model.encode([""]).tokens)
+        trainer(stable_diffusion, tmp_path, replace(QUICK, learning_rate=1e30)).run()
+    assert torch.equal(load_embedding(tmp_path / "best.safetensors").tokens, stable_diffusion.encode([""]).tokens)
 
 
 def test_a_model_that_makes_no_pictures_is_blamed_itself(model, tmp_path: Path) -> None:
@@ -216,12 +223,14 @@ def turned(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return clock
 
 
-def test_a_rehearsal_takes_what_the_run_takes(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rehearsal_takes_what_the_run_takes(
+    stable_diffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A gradient point at every step index in turn, so that steps take 2 to 6 seconds a sample."""
     clock = turned(monkeypatch)
     config = replace(QUICK, steps=8, validate_every=3, jitter=Jitter(solver=("euler", "dpmpp_2m")))
-    run = trainer(Clocked(model, clock), tmp_path / "run", config)
-    found = rehearse(run, list(model.pipeline.unet.parameters()))
+    run = trainer(Clocked(stable_diffusion, clock), tmp_path / "run", config)
+    found = rehearse(run, list(stable_diffusion.pipeline.unet.parameters()))
     assert not (tmp_path / "run").exists()
     assert found.validation == 3 * 2 * 3 and found.micro_batch == 2 and found.parts >= 3
     assert found.total == pytest.approx(8 * found.step + 4 * found.validation)
@@ -238,7 +247,7 @@ def test_a_rehearsal_of_a_resumed_run_counts_what_is_left(model, tmp_path: Path,
     assert found.total == pytest.approx(2 * found.step + 2 * found.validation)
 
 
-def test_a_rehearsal_halves_what_does_not_fit_and_counts_no_weights(model, tmp_path: Path) -> None:
+def test_a_rehearsal_halves_what_does_not_fit_and_counts_no_weights(stable_diffusion, tmp_path: Path) -> None:
     class Small(Wrapped):
         def denoise(self, x, sigma, conditioning, branches):
             if len(x) > 3:
@@ -246,14 +255,15 @@ def test_a_rehearsal_halves_what_does_not_fit_and_counts_no_weights(model, tmp_p
             return self._model.denoise(x, sigma, conditioning, branches)
 
     config = replace(QUICK, micro_batch=4, window=(2, 3))
-    weights = [p for part in (model.pipeline.unet, model.pipeline.vae) for p in part.parameters()]
-    found = rehearse(trainer(Small(model), tmp_path, config), weights)
+    weights = [p for part in (stable_diffusion.pipeline.unet, stable_diffusion.pipeline.vae) for p in part.parameters()]
+    found = rehearse(trainer(Small(stable_diffusion), tmp_path, config), weights)
     assert found.micro_batch == 1
     once, twice = (
-        rehearse(trainer(model, tmp_path, replace(config, window=(0, 3), points=n)), weights).kept for n in (1, 3)
+        rehearse(trainer(stable_diffusion, tmp_path, replace(config, window=(0, 3), points=n)), weights).kept
+        for n in (1, 3)
     )
     assert once == pytest.approx(twice, rel=0.02)
-    assert rehearse(trainer(model, tmp_path, config), []).kept > found.kept
+    assert rehearse(trainer(stable_diffusion, tmp_path, config), []).kept > found.kept
 
 
 @pytest.mark.parametrize(

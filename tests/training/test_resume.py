@@ -9,6 +9,7 @@ import torch
 from builders import pipeline
 from doubles import Constant, Curved, Wrapped
 from runs import PROMPTS, QUICK, SAMPLING, Steps, records, steps_of, trainer
+from small import SmallModel
 
 from reneg_core import NegativeEmbedding, load_embedding
 from reneg_core.backends import wrap
@@ -17,6 +18,12 @@ from reneg_core.training import schedule
 from reneg_core.training.state import load_state
 
 ONE = replace(QUICK, steps=1)
+
+
+@pytest.fixture
+def model() -> SmallModel:
+    """A few numbers, unless a test is about the parts of a real architecture."""
+    return SmallModel()
 
 
 def contents_of(folder: Path) -> dict[str, bytes]:
@@ -40,8 +47,8 @@ class Weighted(Curved):
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "unet"])
-def test_another_part_of_the_model_is_named(model, tmp_path: Path, part: str) -> None:
-    trainer(model, tmp_path, ONE).run()
+def test_another_part_of_the_model_is_named(stable_diffusion, tmp_path: Path, part: str) -> None:
+    trainer(stable_diffusion, tmp_path, ONE).run()
     changed = pipeline()
     with torch.no_grad():
         next(getattr(changed, part).parameters()).add_(0.01)

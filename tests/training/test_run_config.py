@@ -1,5 +1,6 @@
 """A whole job as text: paths that mean the same from everywhere, overrides, and what cannot be read, word for word."""
 
+import json
 import os
 import re
 from dataclasses import replace
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from reneg_core.training.config import ConfigError
-from reneg_core.training.run_config import RunConfig, load_run_config, parse_override, recipe_names
+from reneg_core.training.run_config import RECIPES, RunConfig, load_run_config, parse_override, recipe_names
 
+MEMORY = Path(__file__).parents[2] / "benchmarks" / "results" / "memory.json"
 PATHS = ("model", "model_config", "reward_weights", "watch_weights", "prompts", "validation_prompts")
 
 
@@ -154,3 +156,15 @@ def test_no_source_is_the_default_and_a_wrong_one_is_said(tmp_path: Path) -> Non
     path.write_text("#" + "x" * 2**18)
     with pytest.raises(ValueError, match=re.escape(os.fspath(path))):
         load_run_config(str(path))
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "pixart", "chroma", "ltx-video", "zeroscope"])
+def test_a_familys_recipe_fits_what_was_computed_for_it(name: str) -> None:
+    """The size in the recipe is the one of the memory that its first line states."""
+    config = load_run_config(name)
+    text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+    models = json.loads(MEMORY.read_text(encoding="utf-8"))["models"]
+    found = models["ltx_short" if name == "ltx-video" else name]
+    assert config.sampling.size.width == found["pixels"] and config.checkpointing and config.micro_batch == 1
+    assert f": {found['gib']['recomputed']['peak'] / 2**30:.0f} GiB" in text.splitlines()[0]
+    assert f"--config {name} " in text and config.sampling.guidance.scale > 1

@@ -5,6 +5,7 @@ The page converts; places, reroutes, a note and what app mode shows are added he
 a picture of its graph; ``thumbnails.py`` makes better ones.
 """
 
+import io
 import json
 import sys
 import uuid
@@ -13,7 +14,7 @@ from typing import Any
 
 from layout import annotate, lay_out
 from page import ComfyPage, open_page
-from PIL import Image
+from PIL import Image, ImageOps
 
 from reneg_core.rewards.published import EMBEDDINGS, HPSV21, IMAGE_REWARD
 
@@ -90,14 +91,15 @@ NOTES = {
     ),
     "11_train_sdxl": (
         "SDXL: train its negative",
-        "No published file fits: SDXL reads two text encoders side by side and a pooled vector. The preset quick learns "
-        "one at 1024 pixels; KSampler draws with it.",
+        "No published file fits: SDXL reads two text encoders side by side and a pooled vector. The preset quick "
+        "learns one at 1024 pixels; KSampler draws with it.",
         "output/reneg/my_sdxl_negative serves SDXL and its small relatives, by Load ReNeg Embedding.",
         REWARD,
     ),
     "12_train_sd3": (
         "Stable Diffusion 3: train its negative",
-        "No published file fits: its prompts come from three text encoders. PixArt-alpha's is as wide, but is T5's alone.",
+        "No published file fits: its prompts come from three text encoders. PixArt-alpha's is as wide, but is T5's "
+        "alone.",
         "A flow model is learned for as it is sampled: euler, sgm_uniform, cfg 4.5 in both Training Settings and "
         "KSampler.",
         REWARD,
@@ -138,6 +140,8 @@ APPS: dict[str, tuple[list[tuple[int, str]], list[int]]] = {
 }
 """Templates that make sense as a form: the inputs that it shows, node and widget, and the nodes whose pictures."""
 
+SIZE, EDGE = (960, 640), 16
+"""Of the pictures of graphs, in pixels."""
 HUB = "https://huggingface.co"
 MODELS = {
     "v1-5-pruned-emaonly-fp16.safetensors": ("checkpoints", f"{HUB}/Comfy-Org/stable-diffusion-v1-5-archive"),
@@ -219,22 +223,27 @@ def convert(page: ComfyPage, name: str) -> None:
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
     workflow = tidy(workflow)
     (WORKFLOWS / f"{name}.json").write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    picture = WORKFLOWS / f"{name}.png"
-    if not picture.with_suffix(".jpg").exists():
-        page.load(workflow, name)
+    picture = WORKFLOWS / f"{name}.jpg"
+    if not picture.exists():
+        graph_alone = workflow | {"nodes": [node for node in workflow["nodes"] if node["type"] != "MarkdownNote"]}
+        page.load(graph_alone, name)
         page.fit()
-        page.page.screenshot(path=picture)
-        thumbnail(picture)
+        page.unmark()
+        thumbnail(page.page.screenshot()).save(picture, quality=88)
 
 
-def thumbnail(picture: Path) -> None:
-    """The canvas without the page's bars, as a small JPEG beside the workflow."""
-    image = Image.open(picture).convert("RGB")
-    image = image.crop((80, 100, image.width - 20, image.height - 70))
+def thumbnail(screenshot: bytes) -> Image.Image:
+    """The nodes of a screenshot, without the page's bars, in the size of the other thumbnails; brighter, as they are
+    looked at small."""
+    image = Image.open(io.BytesIO(screenshot)).convert("RGB")
+    image = image.crop((80, 100, image.width - 20, image.height - 110))
     nodes = image.convert("L").point(lambda level: 255 if level > 45 else 0).getbbox()
-    image = image.crop((max(0, nodes[0] - 20), max(0, nodes[1] - 20), nodes[2] + 20, nodes[3] + 20))
-    image.resize((1000, round(1000 * image.height / image.width))).save(picture.with_suffix(".jpg"), quality=85)
-    picture.unlink()
+    image = image.point(lambda level: 2 * level)
+    ground = image.getpixel((0, 0))
+    image = ImageOps.contain(image.crop(nodes), (SIZE[0] - 2 * EDGE, SIZE[1] - 2 * EDGE))
+    canvas = Image.new("RGB", SIZE, ground)
+    canvas.paste(image, ((SIZE[0] - image.width) // 2, (SIZE[1] - image.height) // 2))
+    return canvas
 
 
 if __name__ == "__main__":

@@ -84,6 +84,12 @@ class ComfyPage:
         self.page.evaluate("document.querySelectorAll('.p-toast-close-button').forEach(b => b.click())")
         return texts
 
+    def unmark(self) -> None:
+        """Take away what marks nodes whose files are not there."""
+        self.alerts()
+        self.page.add_style_tag(content='[data-testid="error-overlay"] { display: none }')
+        self.page.evaluate("app.graph._nodes.forEach(n => { n.has_errors = false }); app.canvas.draw(true, true)")
+
     def prompt(self) -> dict[str, Any]:
         """What the page would queue: the graph in API format."""
         return self.page.evaluate("app.graphToPrompt().then(p => p.output)")

@@ -42,6 +42,27 @@ LOADERS = {"CheckpointLoaderSimple": 0, "UNETLoader": 0, "CLIPLoader": 1, "VAELo
 """The host's loaders, and the output of a stand-in that the first of each is."""
 
 
+FOLDERS = {
+    "ckpt_name": "checkpoints",
+    "unet_name": "diffusion_models",
+    "clip_name": "text_encoders",
+    "vae_name": "vae",
+    "embedding_name": "reneg",
+}
+"""Where the host looks for what these inputs name."""
+
+
+def load(name: str) -> dict[str, dict[str, Any]]:
+    """An example workflow as it is."""
+    return json.loads((API / f"{name}.json").read_text())
+
+
+def stood_in(graph: dict[str, dict[str, Any]]) -> list[str]:
+    """The networks that stand in for what a graph names."""
+    named = [value for node in graph.values() for value in node["inputs"].values() if isinstance(value, str)]
+    return [STAND_INS[name] for name in named if name in STAND_INS]
+
+
 def small(name: str | Path, training: dict[str, Any] | None = None, **changes: Any) -> dict[str, dict[str, Any]]:
     """An example workflow with the test checkpoint, a few steps and pictures of 64 pixels.
 
@@ -66,11 +87,9 @@ def small(name: str | Path, training: dict[str, Any] | None = None, **changes: A
 
 def with_stand_ins(graph: dict[str, Any]) -> dict[str, Any]:
     """The graph with its loaders replaced by one stand-in, if it names a model that has one."""
-    named = [value for node in graph.values() for value in node["inputs"].values() if isinstance(value, str)]
-    networks = [STAND_INS[name] for name in named if name in STAND_INS]
-    if not networks:
+    if not stood_in(graph):
         return graph
-    [network], first = networks, min(key for key, node in graph.items() if node["class_type"] in LOADERS)
+    [network], first = stood_in(graph), min(key for key, node in graph.items() if node["class_type"] in LOADERS)
     replaced = {key: LOADERS[node["class_type"]] for key, node in graph.items() if node["class_type"] in LOADERS}
     kept = {key: node for key, node in graph.items() if key not in replaced}
     for node in kept.values():

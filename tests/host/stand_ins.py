@@ -7,7 +7,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "inside"))
 
-from networks import NETWORKS, Clip, model_of, vae_of  # noqa: E402
+from networks import NETWORKS, Clip, model_of, vae_of
 
 
 class StandIn:

@@ -67,6 +67,27 @@ def test_workflow_runs_to_the_end(name: str, server) -> None:
     assert entry["outputs"]
 
 
+@pytest.mark.parametrize("name", [name for name in graphs.NAMES if graphs.stood_in(graphs.load(name))])
+def test_the_host_accepts_a_template_whose_loaders_are_replaced_above(name: str, server) -> None:
+    """With files of the names that it has, which are empty: the first one that is loaded ends it."""
+    graph = graphs.load(name)
+    named = [
+        (part, value) for node in graph.values() for part, value in node["inputs"].items() if part in graphs.FOLDERS
+    ]
+    files = [server.base / "models" / graphs.FOLDERS[part] / value for part, value in named]
+    assert "not in" in refused(server, graph)
+    try:
+        for file in files:
+            file.parent.mkdir(exist_ok=True)
+            file.touch()
+        entry = graphs.wait(server, queue(server, graph))
+    finally:
+        for file in files:
+            file.unlink()
+    [error] = [m[1] for m in entry["status"]["messages"] if m[0] == "execution_error"]
+    assert error["node_type"] in {*graphs.LOADERS, "ReNegLoadEmbedding", "ReNegLoadReward"}
+
+
 def test_bad_inputs_are_refused_before_anything_runs(server) -> None:
     for field, value, message in (
         ("embedding_name", "../../secret.safetensors", "Got the file name"),

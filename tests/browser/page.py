@@ -95,7 +95,8 @@ class ComfyPage:
         self.page.wait_for_timeout(900)
 
     def _console(self, message: Any) -> None:
-        if message.type == "error" and "reneg" in f"{message.text} {message.location}".lower():
+        elsewhere = not message.location.get("url", self.url).startswith(self.url)  # where missing models would be
+        if message.type == "error" and not elsewhere and "reneg" in f"{message.text} {message.location}".lower():
             self.errors.append(message.text)
 
     def _response(self, response: Any) -> None:

@@ -74,7 +74,7 @@ def test_adapted_starts_from_the_first_embedding(files: list[str]) -> None:
     args = options("--embedding", *files, "--modes", "none", "adapted", "--scale", "adapted=5", "--batch-size", "7")
     sampling = Sampling(steps=9).at_scale(3)
     embeddings = {"embedding": "first", "embedding_2": "second"}
-    rivals = command.chosen_rivals(args, ["none", "adapted"], embeddings, sampling)
+    rivals = command.chosen_rivals(args, ["none", "adapted"], embeddings, sampling, {})
     assert rivals.adapted_from == "first" and rivals.embeddings == {} and rivals.names == ["none", "adapted"]
     assert rivals.adapted.sampling == sampling.at_scale(5) and rivals.adapted.micro_batch == 7
     assert rivals.adapted.points == 3
@@ -96,9 +96,9 @@ def test_modes_are_all_that_the_options_allow(arguments: list[str], expected: li
 
 def test_texts_are_those_asked_for() -> None:
     args = options("--negative-prompt", "", "--best-text", "a", "2", "--best-text", "b", "-0.5")
-    rivals = command.chosen_rivals(args, ["text", "best_text"], {}, Sampling())
+    rivals = command.chosen_rivals(args, ["text", "best_text"], {}, Sampling(), {})
     assert rivals.texts == {"text": Words(""), "best_text": Words("a", 2.0), "best_text_2": Words("b", -0.5)}
-    assert not rivals.none and command.chosen_rivals(args, ["none"], {}, Sampling()).texts == {}
+    assert not rivals.none and command.chosen_rivals(args, ["none"], {}, Sampling(), {}).texts == {}
 
 
 @pytest.mark.parametrize(

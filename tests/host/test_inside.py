@@ -8,6 +8,7 @@ import hosting
 import pytest
 
 INSIDE = Path(__file__).with_name("inside")
+NOTHING = pytest.ExitCode.NO_TESTS_COLLECTED
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in INSIDE.glob("test_*.py")))
@@ -38,5 +39,7 @@ def test_inside_the_host(file: str, host: tuple[Path, str], tmp_path: Path) -> N
         str(INSIDE / file),
     ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+    if done.returncode == NOTHING:
+        pytest.skip(f"{file}: nothing of it runs on {folder.name}: {done.stdout.strip().splitlines()[-1]}")
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
     assert "passed" in done.stdout

@@ -54,7 +54,7 @@ def test_an_empty_selection_blocks_what_follows(call, brightness, images) -> Non
         **{**SCORE, "use_threshold": True, "threshold": 2.0},
         latents={"samples": torch.zeros(4, 4, 6, 4)},
     )
-    assert isinstance(out[0], ExecutionBlocker) and isinstance(out[1], ExecutionBlocker) and out[2] is None
+    assert all(isinstance(out[place], ExecutionBlocker) for place in (0, 1, 2))
     assert out[3].shape[0] == 4 and "selected 0 of 4" in out.ui["text"][0]
 
 
@@ -78,7 +78,9 @@ def test_mix_is_the_weighted_sum(call, brightness, images) -> None:
         call(CombineRewards, reward_1=brightness, weight_1=1.0, reward_2=brightness, weight_2=1.0, normalise="none")
 
 
-def test_choices_are_checked() -> None:
-    assert LoadReward.validate_inputs("brightness", "automatic", "fp32") is True
-    assert "expected one of" in LoadReward.validate_inputs("nothing", "automatic", "fp32")
-    assert "Got the file name" in LoadReward.validate_inputs("brightness", "../x", "fp32")
+def test_choices_are_checked(call) -> None:
+    assert LoadReward.validate_inputs("automatic") is True
+    assert "Got the file name" in LoadReward.validate_inputs("../x")
+    for wrong in ({"reward_name": "nothing"}, {"precision": "fp8"}):
+        with pytest.raises(ValueError, match="expected one of"):
+            call(LoadReward, **{"reward_name": "brightness", "weights": "automatic", "precision": "fp32", **wrong})

@@ -229,7 +229,7 @@ def test_varying_reaches_the_rollout_and_the_record(
         return original(self, sampling)
 
     monkeypatch.setattr(HostModel, "sigmas", noting)
-    monkeypatch.setattr("reneg_pack.nodes.training.check_levels", lambda *_: None)
+    monkeypatch.setattr("reneg_pack.nodes.running.check_levels", lambda *_: None)
     name, options = f"test_vary_{str(vary)[:3]}", {**TRAIN, "steps": 4, "validate_every": 4, "sampling_steps": 6}
     given = {} if vary is None else {"vary": vary}
     out = call(TrainEmbedding, **parts(checkpoint), reward=brightness, run_name=name, **options, **given)

@@ -8,6 +8,7 @@ import hosting
 import pytest
 
 INSIDE = Path(__file__).with_name("inside")
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 NOTHING = pytest.ExitCode.NO_TESTS_COLLECTED
 
 
@@ -15,6 +16,8 @@ NOTHING = pytest.ExitCode.NO_TESTS_COLLECTED
 def test_inside_the_host(file: str, host: tuple[Path, str], tmp_path: Path) -> None:
     folder, python = host
     base = hosting.base_directory(tmp_path / "base", hosting.models_folder(folder, python))
+    if file == "test_published.py":
+        hosting.copy_published(SHARED, base)
     environment = {
         **hosting.environment(python, base),
         "COMFYUI_PATH": str(folder),

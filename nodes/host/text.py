@@ -38,9 +38,7 @@ def family_of(clip: Any) -> str:
     return known or lineage[0]
 
 
-def encode(
-    clip: Any, text: str, length: int = 0, *, gradient: bool = False
-) -> tuple[Conditioning, dict[str, Any]]:
+def encode(clip: Any, text: str, length: int = 0, *, gradient: bool = False) -> tuple[Conditioning, dict[str, Any]]:
     """One prompt as conditioning and as the dict that the host carries with it; ordinary tensors.
 
     length: tokens that T5 pads the prompt to, where it is not the host's own choice (0); gradient: record the graph.

@@ -63,7 +63,7 @@ class TunedText:
 
 
 def _keep_inputs(encoder: nn.Module) -> None:
-    """The host adds to a layer's state in place, after its norms have seen it: they get a copy, which autograd keeps."""
+    """The host adds to a layer's state in place after its norms have seen it: they get a copy, which autograd keeps."""
     for layer in encoder.text_model.encoder.layers:
         for norm in (layer.layer_norm1, layer.layer_norm2):
             norm.register_forward_pre_hook(_copied)

@@ -15,6 +15,7 @@ FAMILIES = (
     "rewards",
     "facts",
     "training",
+    "tuning",
     "older",
     "adapting",
     "compare",

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from reneg_core.embedding import Provenance
 from reneg_core.training import Prompts, Session, TrainConfig, Trainer, TrainResult, split_prompts
 from reneg_core.training.pace import most_steps
 from reneg_core.training.rehearsal import measured
+from reneg_core.training.run import Run
 from reneg_core.training.trainer import Stopped
 
 from . import runs
@@ -65,7 +67,7 @@ class Task:
     def texts(self) -> Prompts:
         """Training and validation prompts."""
         held = prompt_list(self.options.get("validation_prompts", ""), files.NOTHING)
-        return split_prompts(prompt_list(self.prompts, self.options["prompt_file"]), held)
+        return split_prompts(prompt_list(self.prompts, self.options.get("prompt_file", files.NOTHING)), held)
 
     def settings(self) -> dict[str, Any]:
         """The options that become the trainer's configuration."""
@@ -77,6 +79,20 @@ class Task:
         networks = [self.model.model, self.vae.first_stage_model, *patched]
         return [parameter for network in networks for parameter in network.parameters()]
 
+    # what another method does in its own way
+
+    def trainer(self, texts: Prompts, watch: "Watch", stack: ExitStack) -> Run:
+        """A trainer that has not touched any folder; what it needs for a while ends with ``stack``."""
+        return prepared(self, texts, watch, stack)
+
+    def outcome(self, result: Any) -> str:
+        """One line for the node."""
+        return outcome(result)
+
+    def outputs(self, result: Any, observer: NodeObserver) -> tuple[Any, ...]:
+        """What the node hands on."""
+        return outputs(result, self.clip, observer)
+
 
 def train(task: Task) -> io.NodeOutput:
     """Train as the task says and hand on what was learned; the host may serve it from its cache once it is finished."""
@@ -85,16 +101,16 @@ def train(task: Task) -> io.NodeOutput:
     texts, before = task.texts(), runs.state_of(task.folder)
     watch = Watch(task, StopButton())
     with torch.inference_mode(False), watch.button, ExitStack() as stack:
-        result = runs.run(prepared(task, texts, watch, stack), task.folder, task.existing, watch.session)
+        result = runs.run(task.trainer(texts, watch, stack), task.folder, task.existing, watch.session)
     finished = result.reason != "stopped"
     runs.SERVED.leave(task.run_name, before, runs.state_of(task.folder), finished=finished)
     watch.observer.finish(result.steps)
-    watch.observer.say(outcome(result))
-    return io.NodeOutput(*outputs(result, task.clip, watch.observer))
+    watch.observer.say(task.outcome(result))
+    return io.NodeOutput(*task.outputs(result, watch.observer))
 
 
 def prepared(task: Task, texts: Prompts, watch: "Watch", stack: ExitStack) -> Trainer:
-    """A trainer that has not touched any folder; what it needs for a while ends with ``stack``."""
+    """See :meth:`Task.trainer`."""
     options = task.settings()
     host = host_model(task.model, task.clip, task.vae, joined(task.reward, task.watched), options, watch.button.leaving)
     places = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -178,29 +194,44 @@ def outcome(result: TrainResult) -> str:
     name = files.listed_name(result.directory / "negative.safetensors")
     if result.best_reward is None:
         return f"stopped before the first validation; {name} is the start"
+    return f"{in_numbers(result)}, saved as {name}\n{learned_for(result.embedding)}"
+
+
+def in_numbers(result: Any) -> str:
+    """How a run ended, and what it gained."""
     return (
         f"{result.reason} at step {result.steps}: reward {result.start_reward:.4f} to {result.best_reward:.4f} "
-        f"(step {result.best_step}), saved as {name}\n{learned_for(result.embedding)}"
+        f"(step {result.best_step})"
     )
 
 
 def outputs(result: TrainResult, clip: Any, observer: NodeObserver) -> tuple[Any, ...]:
     """What a training node hands on: conditioning, embedding, curve, pictures, report."""
+    extra, name = encode(clip, "")[1], files.listed_name(result.directory / "negative.safetensors")
+    report = report_of(result, name, result.embedding.provenance)
+    curve, pictures = curve_and_pictures(result, observer)
+    return to_host(result.embedding, extra), result.embedding, curve, pictures, json.dumps(report)
+
+
+def curve_and_pictures(result: Any, observer: NodeObserver) -> tuple[torch.Tensor, torch.Tensor]:
+    """The reward over the steps, and pictures of the start and of now."""
     from reneg_core.evaluation import learning_curve
 
-    extra = encode(clip, "")[1]
     records = load_records(result.directory)
     curve = pil_to_image(learning_curve(records)) if records else torch.ones(1, 64, 64, 3)
     pairs = [t for t in (observer.first, observer.last) if t is not None]
-    pictures = to_bhwc(torch.cat(pairs)) if pairs else torch.ones(1, 64, 64, 3)
-    report = {
+    return curve, to_bhwc(torch.cat(pairs)) if pairs else torch.ones(1, 64, 64, 3)
+
+
+def report_of(result: Any, file: str, origin: Provenance) -> dict[str, Any]:
+    """What was trained; origin: of what came out."""
+    return {
         "reason": result.reason,
         "steps": result.steps,
         "best_step": result.best_step,
         "start_reward": result.start_reward,
         "best_reward": result.best_reward,
-        "file": files.listed_name(result.directory / "negative.safetensors"),
-        "sampling": result.embedding.provenance.sampling,
-        "training": result.embedding.provenance.notes["training"],
+        "file": file,
+        "sampling": origin.sampling,
+        "training": origin.notes["training"],
     }
-    return to_host(result.embedding, extra), result.embedding, curve, pictures, json.dumps(report)

@@ -1,5 +1,7 @@
 """The training node and the node of its settings."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -121,21 +123,21 @@ def training_outputs() -> list[io.Output]:
     ]
 
 
-def refused_name(run_name: str | None) -> str:
-    """A message for a name that leaves the folder, else the empty string. (The host repeats a message for every input
-    that a node's check names: so it names one, and choices are checked before the work begins.)"""
+def refused_name(run_name: str | None, folder: Callable[[str], Path] = files.run_folder) -> str:
+    """A message for a name that leaves its ``folder``, else the empty string. (The host repeats a message for every
+    input that a node's check names: so it names one, and choices are checked before the work begins.)"""
     try:
         if run_name is not None:
-            files.run_folder(run_name)
+            folder(run_name)
     except (ValueError, OSError) as error:
         return str(error)
     return ""
 
 
-def fingerprint(run_name: str) -> str:
+def fingerprint(run_name: str, folder: Callable[[str], Path] = files.run_folder) -> str:
     """What the host compares to know whether a training has to be done again."""
     try:
-        return SERVED.fingerprint(run_name, state_of(files.run_folder(run_name)))
+        return SERVED.fingerprint(run_name, state_of(folder(run_name)))
     except (ValueError, OSError, TypeError):
         return str(run_name)
 

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
@@ -12,6 +14,7 @@ from reneg_core.rewards.published import PublishedFile, size_text
 
 EMBEDDINGS = "reneg"
 REWARDS = "reward_models"
+LORAS, TUNED = "loras", "texforce"
 EMBEDDING_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
 REWARD_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
 NOTHING = "none"
@@ -142,15 +145,38 @@ def prompt_path(name: str) -> Path:
 def new_file(name: str) -> Path:
     """A path in output/reneg for ``name``, numbered if it exists; the suffix .safetensors is added."""
     wanted = new_name(name.removesuffix(".safetensors"))
-    path, count = _inside(output_root() / f"{wanted}.safetensors", output_root(), name), 2
+    path, number = _inside(output_root() / f"{wanted}.safetensors", output_root(), name), 2
     while path.exists():
-        path, count = path.with_name(f"{wanted.name}_{count:03d}.safetensors"), count + 1
+        path, number = path.with_name(f"{wanted.name}_{number:03d}.safetensors"), number + 1
     return path
 
 
 def run_folder(name: str) -> Path:
     """output/reneg/``name``, the folder of a training run."""
     return _inside(output_root() / new_name(name), output_root(), name)
+
+
+def tuning_root() -> Path:
+    """The folder of the runs that tune text encoders: apart from the embeddings, which are looked for in theirs."""
+    return Path(folder_paths.get_output_directory()) / TUNED
+
+
+def tuning_folder(name: str) -> Path:
+    """output/texforce/``name``, the folder of such a run."""
+    return _inside(tuning_root() / new_name(name), tuning_root(), name)
+
+
+def lora_places(name: str) -> Iterator[Path]:
+    """loras/texforce/``name``.safetensors, then with the numbers from 2 on."""
+    root = Path(folder_paths.get_folder_paths(LORAS)[0])
+    first = _inside(root / TUNED / f"{new_name(name)}.safetensors", root, name)
+    yield first
+    yield from (first.with_name(f"{first.stem}_{number:03d}.safetensors") for number in count(2))
+
+
+def lora_name(path: Path) -> str:
+    """How a file of :func:`lora_places` is called in the host's list of LoRAs."""
+    return str(path.relative_to(folder_paths.get_folder_paths(LORAS)[0]))
 
 
 def listed_name(path: Path) -> str:

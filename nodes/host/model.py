@@ -5,7 +5,7 @@ for every sampler; only the loop in between is the core's.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import TimestepEmbedSequenti
 from torch import Tensor, nn
 
 from reneg_core.digests import DIGEST, digest_of, sha256_of
-from reneg_core.model import Branch, Conditioning, DiffusionModel
+from reneg_core.model import Branch, Conditioning, DiffusionModel, TunableModel
 from reneg_core.sampling import NATIVE, Sampling, Size
 
 from .checks import check_loaded, check_trainable, explained
@@ -31,6 +31,7 @@ from .rows import Processed, attended, groups, joined, merged
 from .schedules import levels
 from .tensors import frozen, repair, repair_attributes
 from .text import encode_alone, family_of
+from .tuning import TunedText
 
 T = TypeVar("T")
 CACHED_PROMPTS = 512
@@ -39,7 +40,7 @@ PICTURE = Size(512, 512)
 GRADIENT_MEMORY = 4  # a pass with gradient keeps about this many times what the host estimates for one without
 
 
-class HostModel(DiffusionModel):
+class HostModel(TunableModel):
     """A MODEL from text to pictures or clips with its CLIP and VAE.
 
     scheduler: the host's, for the spacing "model"; the other spacings name theirs (see :mod:`schedules`).
@@ -75,6 +76,7 @@ class HostModel(DiffusionModel):
         self._checkpoints = Checkpoints(passing)
         self._prompts: OrderedDict[str, Conditioning] = OrderedDict()
         self._guider: Any = None
+        self._tuned: TunedText | None = None
         self.device = model.load_device
         self._null, length = encode_alone(clip, ""), self._family.length
         self._padding = encode_alone(clip, "", length).tokens if length else None
@@ -92,6 +94,7 @@ class HostModel(DiffusionModel):
             stack.enter_context(torch.enable_grad())
             stack.enter_context(training_flag())
             stack.callback(self._checkpoints.restore)
+            stack.callback(self._forget_tuning)
             stack.enter_context(explained(self._patcher))
             self._load()
             stack.enter_context(frozen(*self._networks()))
@@ -124,10 +127,27 @@ class HostModel(DiffusionModel):
             self._guider = None
         return caller.result
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def text_encoders(self) -> Mapping[str, nn.Module]:
+        """A copy of the CLIP's, which :meth:`encode` uses from here to the end of :meth:`run`; see :class:`TunedText`.
+
+        Errors: RuntimeError outside of it; ValueError for other encoders than CLIP's.
+        """
+        self._active()
+        if self._tuned is None:
+            self._tuned = TunedText(self._clip)
+        return self._tuned.encoders
+
+    def _forget_tuning(self) -> None:
+        self._tuned = None
+
+    def encode(self, prompts: Sequence[str], gradient: bool = False) -> Conditioning:
         """Conditioning of each prompt as the host encodes it; a mask tells it from its padding where lengths differ, or
-        where the family's convention is longer than what the host encodes."""
-        return joined([self._encode_one(prompt) for prompt in prompts], self._padding)
+        where the family's convention is longer than what the host encodes. gradient: see :class:`TunableModel`."""
+        if self._tuned is None:
+            return joined([self._encode_one(prompt) for prompt in prompts], self._padding)
+        with self._passing():
+            parts = [self._tuned.encode(prompt, gradient).to(self.device) for prompt in prompts]
+        return joined([self._read(part) for part in parts])
 
     def _encode_one(self, prompt: str) -> Conditioning:
         if prompt in self._prompts:
@@ -141,6 +161,10 @@ class HostModel(DiffusionModel):
     def _encode_needed(self, prompt: str) -> Conditioning:
         with self._passing():
             part = encode_alone(self._clip, prompt).to("cpu")
+        return self._read(part)
+
+    def _read(self, part: Conditioning) -> Conditioning:
+        """Without the pooled vector where the denoiser has no use for it."""
         return part if self._family.pooled else replace(part, pooled=None)
 
     def denoise(

@@ -38,14 +38,14 @@ def family_of(clip: Any) -> str:
     return known or lineage[0]
 
 
-def encode(clip: Any, text: str, length: int = 0) -> tuple[Conditioning, dict[str, Any]]:
-    """One prompt as conditioning and as the dict that the host carries with it; no graph, ordinary tensors.
+def encode(clip: Any, text: str, length: int = 0, *, gradient: bool = False) -> tuple[Conditioning, dict[str, Any]]:
+    """One prompt as conditioning and as the dict that the host carries with it; ordinary tensors.
 
-    length: tokens that T5 pads the prompt to, where it is not the host's own choice (0).
+    length: tokens that T5 pads the prompt to, where it is not the host's own choice (0); gradient: record the graph.
 
     Errors: ValueError for a text encoder whose hooks change over the schedule, which gives several conditionings.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.set_grad_enabled(gradient):
         options = {"tokenizer_options": {"t5xxl_min_length": length}} if length else {}
         found = clip.encode_from_tokens_scheduled(clip.tokenize(text, **options))
         if len(found) != 1:
@@ -57,9 +57,9 @@ def encode(clip: Any, text: str, length: int = 0) -> tuple[Conditioning, dict[st
         return from_host(tokens, extra), extra
 
 
-def encode_alone(clip: Any, text: str, length: int = 0) -> Conditioning:
+def encode_alone(clip: Any, text: str, length: int = 0, *, gradient: bool = False) -> Conditioning:
     """One prompt as conditioning, for models that read nothing beside it; ValueError names what would be lost."""
-    tokens, extra = encode(clip, text, length)
+    tokens, extra = encode(clip, text, length, gradient=gradient)
     lost = beside_text(extra)
     if lost:
         raise ValueError(

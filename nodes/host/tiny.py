@@ -194,7 +194,7 @@ class TinyWorldText(comfy.sd1_clip.SD1ClipModel):
 
     def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: dict[str, Any] | None = None) -> None:
         super().__init__(
-            device=device, dtype=dtype, model_options=model_options or {}, name="tiny", clip_model=TinyEncoder
+            device=device, dtype=dtype, model_options=model_options or {}, clip_name="l", clip_model=TinyEncoder
         )
 
 
@@ -208,7 +208,7 @@ class TinyWords(comfy.sd1_clip.SDTokenizer):
             max_length=config["max_position_embeddings"],
             embedding_directory=embedding_directory,
             embedding_size=config["hidden_size"],
-            embedding_key="tiny",
+            embedding_key="clip_l",
             tokenizer_data=tokenizer_data or {},
         )
 
@@ -217,7 +217,7 @@ class TinyTokenizer(comfy.sd1_clip.SD1Tokenizer):
     """What the host calls a CLIP's tokenizer."""
 
     def __init__(self, embedding_directory: Any = None, tokenizer_data: dict[str, Any] | None = None) -> None:
-        super().__init__(embedding_directory, tokenizer_data or {}, name="tiny", tokenizer=TinyWords)
+        super().__init__(embedding_directory, tokenizer_data or {}, clip_name="l", tokenizer=TinyWords)
 
 
 def load_clip() -> Any:
@@ -225,7 +225,7 @@ def load_clip() -> Any:
     target = comfy.supported_models_base.ClipTarget(TinyTokenizer, TinyWorldText)
     clip = comfy.sd.CLIP(target, model_options={"dtype": torch.float32}, **resident_options(comfy.sd.CLIP))
     weights = {f"text_model.{name}": tensor for name, tensor in _weights("text_encoder").items()}
-    clip.cond_stage_model.tiny.transformer.load_state_dict(weights)
+    clip.cond_stage_model.clip_l.transformer.load_state_dict(weights)
     return clip
 
 

@@ -84,6 +84,18 @@ NOTES = {
         "lets one act inside the attention: nag_scale says how strongly.",
         PUBLISHED,
     ),
+    "20_train_text_encoder": (
+        "Tune the text encoder",
+        "Replace the prompts by yours and press Run. Stop keeps the best so far; run again to go on. The LoRA is in "
+        "models/loras/texforce, for Load LoRA.",
+        REWARD,
+    ),
+    "21_text_encoder_lora_and_negative": (
+        "Text encoder, LoRA and negative together",
+        "A text encoder's LoRA of template 20, a LoRA of the model and a learned negative act in one picture. Any LoRA "
+        "of the model may stand in the place of this one, which samples in few steps.",
+        PUBLISHED,
+    ),
     "9_blend_and_mixed_rewards": (
         "Blend negatives, mix rewards",
         "A handcrafted negative is blended into the learned one; two rewards judge the result.",
@@ -137,6 +149,8 @@ APPS: dict[str, tuple[list[tuple[int, str]], list[int]]] = {
     "6_controlnet": ([(2, "text"), (5, "image"), (9, "seed")], [11]),
     "10_negative_at_cfg_1": ([(2, "text"), (8, "embedding_name"), (14, "nag_scale")], [7, 11]),
     "8_compare_negatives": ([(4, "text"), (5, "prompts"), (5, "seeds")], [6, 7]),
+    "20_train_text_encoder": ([(3, "prompts"), (3, "run_name"), (3, "steps")], [4, 5, 11]),
+    "21_text_encoder_lora_and_negative": ([(6, "text"), (3, "lora_name"), (9, "seed")], [11]),
 }
 """Templates that make sense as a form: the inputs that it shows, node and widget, and the nodes whose pictures."""
 

@@ -17,7 +17,12 @@ SCREEN, ROOM, LEAST_ZOOM, MOST_ZOOM = (1600, 900), (130, 110), 0.7, 1.0
 """The page that the first view is made for, what its bars cover at the left and top, and how small nodes may get."""
 NOTE_WIDTH = 760
 SIZES = {"Side by side": (560, 900), "Scores": (560, 300)}
-EXTRA = {"ReNegTrain": (460, 560), "ReNegRewardScore": (340, 110), "ReNegCompareNegatives": (340, 110)}
+EXTRA = {
+    "ReNegTrain": (460, 560),
+    "ReNegTrainTextEncoder": (460, 760),
+    "ReNegRewardScore": (340, 110),
+    "ReNegCompareNegatives": (340, 110),
+}
 
 
 @dataclass(eq=False)

@@ -31,10 +31,11 @@ BROUGHT_ALONG = {"filelock": "torch", "jinja2": "torch", "huggingface_hub": "tra
 OPTIONAL = {
     "accelerate": ("reneg_core/training/workers.py",),
     "diffusers": ("nodes/host/pipelines.py", "reneg_core/backends/"),
+    "peft": ("reneg_core/texforce/adapter.py",),
     "pyiqa": ("reneg_core/rewards/pyiqa_metric.py",),
 }
 """What is imported late, in these modules alone, for those who have it: processes of ``accelerate launch``, the video
-models that ComfyUI does not run, the metrics of pyiqa."""
+models that ComfyUI does not run, a LoRA's layers while a text encoder is tuned, the metrics of pyiqa."""
 
 
 def requirements() -> dict[str, Requirement]:

@@ -79,7 +79,7 @@ def small(name: str | Path, training: dict[str, Any] | None = None, **changes: A
             inputs["ckpt_name"] = f"reneg-test-sd{version}.safetensors"
         if node["class_type"] == "ReNegLoadReward":
             inputs["reward_name"] = next(rewards)
-        if "21" in name and "embedding_name" in inputs:
+        if "sd21" in name and "embedding_name" in inputs:
             inputs["embedding_name"] = "test21.safetensors"
     graph = with_training(graph, {**SMALL_TRAINING, **changes}, training or {})
     return with_stand_ins(graph)
@@ -112,6 +112,8 @@ def with_training(graph: dict[str, Any], usual: dict[str, Any], given: dict[str,
     for key, node in list(graph.items()):
         if node["class_type"] == "ReNegTrainEmbedding":
             node["inputs"] |= given
+        elif node["class_type"] == "ReNegTrainTextEncoder":
+            node["inputs"] |= {"size": usual["size"], **given}
         elif node["class_type"] == "ReNegTrain":
             inputs = node["inputs"]
             if "settings" not in inputs:

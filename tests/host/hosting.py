@@ -80,6 +80,7 @@ NEEDED = [Requirement(line).name for line in _LINES if line and line[0] != "#"] 
     "pytest",
     "websocket-client",
     "diffusers",
+    "peft",
 ]
 """What a user installs for the pack, and what the tests use in the host's Python."""
 

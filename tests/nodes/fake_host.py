@@ -20,6 +20,7 @@ MODULES = (
     "comfy.model_patcher",
     "comfy.sample",
     "comfy.samplers",
+    "comfy.sd",
     "comfy.utils",
     "comfy_api",
     "comfy_api.latest",

@@ -14,6 +14,8 @@ CONTRACT = json.loads((Path(__file__).parent / "contract.json").read_text())
 OLDER = Path(__file__).parent / "older"
 API = sorted([*(ROOT / "workflows" / "api").glob("*.json"), *(OLDER / "api").glob("*.json")])
 """The templates, and those of earlier versions that used nodes which have changed since."""
+FIXED = {"ReNegTrain", "ReNegTrainTextEncoder"}
+"""Nodes whose seed stays as it is, without the page's control of it."""
 
 
 def inputs_of(name: str) -> dict[str, str]:
@@ -70,7 +72,7 @@ def widgets(node: dict[str, Any], whole: bool = True) -> dict[str, Any]:
     names = []
     for name, kind in inputs_of(node["type"]).items():
         if kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
-            names += [name, "control"] if name == "seed" and node["type"] != "ReNegTrain" else [name]
+            names += [name, "control"] if name == "seed" and node["type"] not in FIXED else [name]
     values = node.get("widgets_values", [])
     assert len(names) == len(values) or (not whole and len(names) > len(values)), node["type"]
     return dict(zip(names, values, strict=whole))

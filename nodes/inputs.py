@@ -8,8 +8,15 @@ from comfy_api.latest import io
 from reneg_core.text_file import read_prompt_lines
 
 from .host import files, sampling
+from .runs import CONTINUE, EXISTING
 from .schema import Reward, advanced, not_in
 from .settings import OFF, SOLVERS, VARY
+
+EXISTING_TIP = (
+    "continue: goes on where the run of that name stopped; with other prompts or settings a new number is taken. new "
+    "numbered run: always another one. start over: what was there keeps a number. An unchanged, finished run is not "
+    "done again."
+)
 
 
 def model_inputs(purpose: str = "learn the negative for") -> list[io.Input]:
@@ -19,6 +26,30 @@ def model_inputs(purpose: str = "learn the negative for") -> list[io.Input]:
         io.Clip.Input("clip", tooltip="Its text encoder."),
         io.Vae.Input("vae", tooltip="Its VAE; the pictures it decodes are what the reward judges."),
         Reward.Input("reward", tooltip="From Load Reward Model or Combine Rewards."),
+    ]
+
+
+def run_inputs(name: str, tip: str) -> list[io.Input]:
+    """What a run is of and is called: its pictures' size, its seed, its folder, and what becomes of an earlier one."""
+    return [
+        io.Int.Input(
+            "size",
+            default=512,
+            min=16,
+            max=4096,
+            step=8,
+            tooltip="Side of the square training pictures in pixels: 512 for SD 1.5, 1024 for SDXL.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**53 - 1,
+            control_after_generate=False,
+            tooltip="Seed of prompts and noise. It stays as it is; another one is another run.",
+        ),
+        io.String.Input("run_name", default=name, tooltip=tip),
+        io.Combo.Input("existing_run", options=EXISTING, default=CONTINUE, tooltip=EXISTING_TIP),
     ]
 
 

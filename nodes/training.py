@@ -16,22 +16,18 @@ from .inputs import (
     reach_inputs,
     require_choices,
     rollout_inputs,
+    run_inputs,
     vary_input,
     with_defaults,
 )
 from .presets import OWN, PRESETS, QUICK, RECIPES, limit_of, settings_for
 from .running import Task, train
-from .runs import CONTINUE, EXISTING, SERVED, state_of
+from .runs import EXISTING, SERVED, state_of
 from .schema import Embedding, Settings, not_in, schema
 
 PRESET_TIP = (
     "quick: at most an hour, on a card of 8 GB too. fast: the finished picture decides, most gain for its time. paper: "
     "4000 steps of 64 pictures, days. from settings: as the Training Settings node says."
-)
-EXISTING_TIP = (
-    "continue: goes on where the run of that name stopped; with other prompts or settings a new number is taken. new "
-    "numbered run: always another one. start over: what was there keeps a number. An unchanged, finished run is not "
-    "done again."
 )
 
 
@@ -55,26 +51,7 @@ class Train(io.ComfyNode):
                 io.Int.Input(
                     "steps", default=0, min=0, max=1000000, tooltip="Optimizer steps in all; 0 is the preset's number."
                 ),
-                io.Int.Input(
-                    "size",
-                    default=512,
-                    min=16,
-                    max=4096,
-                    step=8,
-                    tooltip="Side of the square training pictures in pixels: 512 for SD 1.5, 1024 for SDXL.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**53 - 1,
-                    control_after_generate=False,
-                    tooltip="Seed of prompts and noise. It stays as it is; another one is another run.",
-                ),
-                io.String.Input(
-                    "run_name", default="my_negative", tooltip="Folder in output/reneg, where the result is written."
-                ),
-                io.Combo.Input("existing_run", options=EXISTING, default=CONTINUE, tooltip=EXISTING_TIP),
+                *run_inputs("my_negative", "Folder in output/reneg, where the result is written."),
                 Settings.Input(
                     "settings", optional=True, tooltip=f"Optional. From Training Settings, for the preset {OWN!r}."
                 ),

@@ -18,12 +18,12 @@ from .host import files, loras
 from .host.rewards import HostReward
 from .host.schedules import in_words
 from .host.tuning import require_tunable
-from .inputs import model_inputs, pass_inputs, require_choices, solver_input
+from .inputs import model_inputs, pass_inputs, require_choices, run_inputs, solver_input
 from .running import Task, Watch, curve_and_pictures, in_numbers, report_of, train
-from .runs import CONTINUE, EXISTING
+from .runs import EXISTING
 from .schema import advanced, not_in, schema
 from .settings import check_levels, host_model, in_own_names, sampling_of
-from .training import EXISTING_TIP, fingerprint, refused_name
+from .training import fingerprint, refused_name
 from .watching import NodeObserver
 
 READ_BY_SAMPLING = {"size", "sampling_steps", "cfg", "scheduler", "solver"}
@@ -101,28 +101,10 @@ class TrainTextEncoder(io.ComfyNode):
                 ),
                 io.Int.Input("steps", default=40, min=1, max=1000000, tooltip="Steps in all, of a batch each."),
                 io.Int.Input("rank", default=16, min=1, max=256, tooltip="Rank of the LoRA (TexForce: 16)."),
-                io.Int.Input(
-                    "size",
-                    default=512,
-                    min=16,
-                    max=4096,
-                    step=8,
-                    tooltip="Side of the square training pictures in pixels: 512 for SD 1.5, 1024 for SDXL.",
+                *run_inputs(
+                    "my_text_encoder",
+                    "Name of the LoRA in models/loras/texforce, and of the run's folder in output/texforce.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**53 - 1,
-                    control_after_generate=False,
-                    tooltip="Seed of prompts and noise. It stays as it is; another one is another run.",
-                ),
-                io.String.Input(
-                    "run_name",
-                    default="my_text_encoder",
-                    tooltip="Name of the LoRA in models/loras/texforce, and of the run's folder in output/texforce.",
-                ),
-                io.Combo.Input("existing_run", options=EXISTING, default=CONTINUE, tooltip=EXISTING_TIP),
                 *further_inputs(),
             ],
             outputs=[

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..digests import DIGEST, digest_of
-from ..embedding import NegativeEmbedding, Provenance, load_embedding
+from ..digests import digest_of
+from ..embedding import NegativeEmbedding, load_embedding
 from ..model import Conditioning, TunableModel
 from ..sampling import check_branches
 from ..seeds import derive_seed
@@ -297,29 +297,9 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
 
     def lora(self) -> TextLora:
         """The best so far with its provenance."""
-        from .. import __version__
-
-        progress, config = self.progress, self.config
+        config = self.config
         training = {"method": "texforce", "route": config.route, "rank": config.rank, "alpha": config.alpha}
-        if progress.changes:
-            training["steps_changed"] = progress.changes
-        provenance = Provenance(
-            base_model=self.model.name,
-            base_digest=self.context["model"]["denoiser"].removeprefix(DIGEST),
-            rewards=self.reward.name,
-            steps=progress.best_step,
-            guidance_scale=config.sampling.guidance.scale,
-            seed=config.seed,
-            prompts_digest=self.context["prompts"]["train"],
-            version=__version__,
-            notes={
-                "validation_reward": finite(progress.best_reward),
-                "start_reward": progress.start_reward,
-                "training": training,
-            },
-            sampling=config.sampling.to_mapping(),
-        )
-        return replace(self.adapter.lora(progress.best), provenance=provenance)
+        return replace(self.adapter.lora(self.progress.best), provenance=self._provenance(training))
 
     def _save(self, path: Path) -> None:
         lora = self.lora()

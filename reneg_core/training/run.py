@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
+from ..digests import DIGEST
+from ..embedding import Provenance
 from ..model import Conditioning, DiffusionModel
 from ..rewards import Reward
 from . import schedule
@@ -28,7 +30,7 @@ from .prompts import Prompts, split_prompts
 from .results import Observer
 from .run_folder import RunFolder
 from .state import LearnerState, Progress, TrainState
-from .validation import Validator, judge
+from .validation import Validator, finite, judge
 from .workers import Workers
 
 C = TypeVar("C", bound=LoopConfig)
@@ -159,6 +161,29 @@ class Run(ABC, Generic[C, L, R]):
     @abstractmethod
     def _save(self, path: Path) -> None:
         """Write the best so far."""
+
+    def _provenance(self, training: dict[str, Any]) -> Provenance:
+        """Where the best so far comes from; training: the settings of the method that its file names."""
+        from .. import __version__
+
+        progress, config = self.progress, self.config
+        changes = {"steps_changed": progress.changes} if progress.changes else {}
+        return Provenance(
+            base_model=self.model.name,
+            base_digest=self.context["model"]["denoiser"].removeprefix(DIGEST),
+            rewards=self.reward.name,
+            steps=progress.best_step,
+            guidance_scale=config.sampling.guidance.scale,
+            seed=config.seed,
+            prompts_digest=self.context["prompts"]["train"],
+            version=__version__,
+            notes={
+                "validation_reward": finite(progress.best_reward),
+                "start_reward": progress.start_reward,
+                "training": training | changes,
+            },
+            sampling=config.sampling.to_mapping(),
+        )
 
     @abstractmethod
     def _result(self, reason: str) -> R:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..digests import DIGEST
-from ..embedding import NegativeEmbedding, Provenance, load_embedding
+from ..embedding import NegativeEmbedding, load_embedding
 from ..model import Conditioning
 from ..sampling import check_branches
 from . import schedule
@@ -91,32 +90,12 @@ class Trainer(Run[TrainConfig, Learner, TrainResult]):
 
     def embedding(self) -> NegativeEmbedding:
         """The best embedding so far with its provenance."""
-        progress, config = self.progress, self.config
-        from .. import __version__
-
+        config, best = self.config, self.progress.best
         training = {"window": list(config.gradient_window), "points": config.points, "through": config.through}
-        if progress.changes:
-            training["steps_changed"] = progress.changes
         if config.jitter:
             training["jitter"] = config.jitter.to_mapping()
-        provenance = Provenance(
-            base_model=self.model.name,
-            base_digest=self.context["model"]["denoiser"].removeprefix(DIGEST),
-            rewards=self.reward.name,
-            steps=progress.best_step,
-            guidance_scale=config.sampling.guidance.scale,
-            seed=config.seed,
-            prompts_digest=self.context["prompts"]["train"],
-            version=__version__,
-            notes={
-                "validation_reward": finite(progress.best_reward),
-                "start_reward": progress.start_reward,
-                "training": training,
-            },
-            sampling=config.sampling.to_mapping(),
-        )
-        tokens, pooled = (progress.best.get(name) for name in PART_NAMES)
-        return NegativeEmbedding(tokens, self.model.family, self.learner.mask, pooled, provenance)
+        tokens, pooled = (best.get(name) for name in PART_NAMES)
+        return NegativeEmbedding(tokens, self.model.family, self.learner.mask, pooled, self._provenance(training))
 
     def _save(self, path: Path) -> None:
         self.embedding().save(path, overwrite=True)

@@ -50,6 +50,16 @@ class ComfyPage:
     def load(self, workflow: dict[str, Any], name: str) -> None:
         self.page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [workflow, name])
         self.page.wait_for_timeout(800)
+        self.dismiss()
+
+    def dismiss(self) -> None:
+        """Close the dialogs, of which a page may show several: models or nodes that are not there, templates."""
+        for _ in range(10):
+            if not self.page.locator(".p-dialog-mask:visible").count():
+                return
+            self.page.keyboard.press("Escape")
+            self.page.wait_for_timeout(400)
+        raise TimeoutError(self.page.locator(".p-dialog-mask:visible").first.inner_text())
 
     def version(self) -> tuple[int, ...]:
         """The page's version: major and minor."""
@@ -96,6 +106,7 @@ class ComfyPage:
 
     def fit(self) -> None:
         """Bring the whole graph into view and close what covers it."""
+        self.dismiss()
         self.page.keyboard.press("Escape")
         self.page.evaluate("app.canvas.deselectAll?.(); app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         self.page.wait_for_timeout(900)

@@ -13,7 +13,13 @@ from hosting import PACK
 from page import plain
 
 WORKFLOWS = PACK / "workflows"
+OLDER = PACK / "tests" / "nodes" / "older"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+ADDED = {
+    "ReNegTrainEmbedding": {"last_steps": 0, "through": 1, "vary": "off"},
+    "ReNegLoadReward": {"download": False},
+}
+"""What nodes were given since version 0.1, with the defaults."""
 LISTEN = """
 window.__seen = {}; window.__previews = 0; window.__texts = [];
 for (const name of ["execution_success", "execution_error", "execution_interrupted"])
@@ -67,21 +73,26 @@ def test_the_comparison_can_fail(opened) -> None:
     assert plain(opened.prompt()) != plain(api)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "added", "default"),
-    [
-        ("4_train_embedding", "ReNegTrainEmbedding", "vary", "off"),
-        ("8_compare_negatives", "ReNegCompareNegatives", "solver", "euler"),
-    ],
-)
-def test_a_workflow_saved_before_an_input_was_added_takes_its_default(name, kind, added, default, opened) -> None:
+@pytest.mark.parametrize("path", sorted(OLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_a_workflow_of_an_earlier_version_loads_whole(path: Path, opened) -> None:
+    """What was saved before an input was there takes the input's default."""
+    opened.load(json.loads(path.read_text()), path.stem)
+    assert opened.missing() == []
+    saved = plain(json.loads((OLDER / "api" / path.name).read_text()))
+    assert {kind for kind, _ in saved.values()} >= ADDED.keys()
+    expected = {key: (kind, ADDED.get(kind, {}) | inputs) for key, (kind, inputs) in saved.items()}
+    assert {key: (kind, dict(inputs)) for key, (kind, inputs) in plain(opened.prompt()).items()} == expected
+
+
+def test_a_comparison_saved_before_an_input_was_added_takes_its_default(opened) -> None:
+    name = "8_compare_negatives"
     workflow = ui(name)
-    node = next(node for node in workflow["nodes"] if node["type"] == kind)
+    node = next(node for node in workflow["nodes"] if node["type"] == "ReNegCompareNegatives")
     node["widgets_values"].pop()
-    node["inputs"] = [entry for entry in node["inputs"] if entry["name"] != added]
+    node["inputs"] = [entry for entry in node["inputs"] if entry["name"] != "solver"]
     opened.load(workflow, "older")
     api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
-    assert api[str(node["id"])]["inputs"][added] == default
+    assert api[str(node["id"])]["inputs"]["solver"] == "euler"
     assert plain(opened.prompt()) == plain(api)
 
 
@@ -100,16 +111,20 @@ def test_the_first_template_learns_by_the_button_with_live_previews(opened, serv
     """Whole where pictures of it are kept, else its first steps."""
     name, whole = "0_learn_a_negative_in_two_minutes", "RENEG_SCREENSHOTS" in os.environ
     graph = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
-    training = next(node["inputs"] for node in graph.values() if node["class_type"] == "ReNegTrainEmbedding")
-    comparison = next(node["inputs"] for node in graph.values() if node["class_type"] == "ReNegCompareNegatives")
+    training, settings, comparison = (
+        next(node["inputs"] for node in graph.values() if node["class_type"] == kind)
+        for kind in ("ReNegTrain", "ReNegTrainingSettings", "ReNegCompareNegatives")
+    )
     run = f"browser_{opened.drawing}"
-    training |= {"run_name": run} | ({} if whole else {"steps": 12, "validate_every": 3, "validation_pairs": 4})
-    comparison |= {} if whole else {"seeds": 1}
+    training["run_name"] = run
+    if not whole:
+        training["steps"], comparison["seeds"] = 12, 1
+        settings |= {"validate_every": 3, "validation_pairs": 4}
     opened.load(ui(name), name)
     fill(opened, graph)
     run_by_the_button(opened)
     opened.page.wait_for_function("window.__previews >= 3 || window.__seen.execution_error", timeout=400_000)
-    opened.wait_shown("ReNegTrainEmbedding")
+    opened.wait_shown("ReNegTrain")
     keep(opened, tmp_path, f"training-live-{opened.drawing}")
     finish(opened)
     texts = opened.page.evaluate("window.__texts")

@@ -79,6 +79,7 @@ def test_a_session_loses_nothing(opened, server, tmp_path) -> None:
     before = sorted(graphs.request(server, "/history"))
     run_by_the_button(opened)
     finish(opened)
+    wait_for(opened, lambda: len(graphs.request(server, "/history")) > len(before))  # a moment after the event
     [again] = [entry for key, entry in graphs.request(server, "/history").items() if key not in before]
     cached = next(m for m in again["status"]["messages"] if m[0] == "execution_cached")[1]["nodes"]
     assert training in cached and steps_of(second) == list(range(1, 13)), "what is finished is not done again"

@@ -72,6 +72,7 @@ def test_a_session_loses_nothing(opened, server, tmp_path) -> None:
     opened.reload()
     wait_for(opened, lambda: steps_of(second) == list(range(1, 13)))
     wait_for(opened, lambda: not graphs.request(server, "/queue")["queue_running"])
+    wait_for(opened, lambda: training in opened.prompt())  # a page restores its draft a moment after it can be used
     kept = opened.prompt()[training]["inputs"]
     assert (kept["prompts"], kept["steps"]) == (prompts, 12), "the page still has what was typed"
     assert (first / "negative.safetensors").exists() and steps_of(first) == stopped

@@ -71,6 +71,36 @@ def test_samplings_go_to_their_modes() -> None:
     assert (found["none"].sampling, found["text"].sampling) == (None, SAMPLING)
 
 
+def test_tuned_models_come_with_and_without_the_first_embedding() -> None:
+    """Each with the empty prompt as *it* encodes it."""
+
+    class Tuned(GreyModel):
+        def encode(self, prompts):
+            return level(*(0.5 for _ in prompts))
+
+    tuned = {"one": Tuned(), "two": Tuned()}
+    embeddings = {"embedding": learned(-0.2), "embedding_2": learned(-0.3)}
+    rivals = Rivals(
+        embeddings=embeddings,
+        tuned=tuned,
+        samplings={"two": SAMPLING},
+        labels={"one": "first", "two+embedding": "both"},
+    )
+    found = build_modes(GreyModel(), PAIRS, rivals)
+    assert list(found) == rivals.names
+    assert list(found)[3:] == ["one", "one+embedding", "two", "two+embedding"]
+    of_tuned = [found[name] for name in list(found)[3:]]
+    assert [mode.model for mode in of_tuned] == [tuned["one"]] * 2 + [tuned["two"]] * 2
+    assert [mode.negative.tokens[0, 0, 0].item() for mode in of_tuned] == [
+        pytest.approx(v) for v in (0.5, -0.2, 0.5, -0.2)
+    ]
+    assert [mode.label for mode in of_tuned] == ["first", "one + learned", "two", "both"]
+    assert [mode.sampling for mode in of_tuned] == [None, None, SAMPLING, None]
+    assert [mode.model for mode in list(found.values())[:3]] == [None] * 3
+    alone = build_modes(GreyModel(), PAIRS, Rivals(tuned=tuned))
+    assert list(alone) == ["none", "one", "two"]
+
+
 def test_without_the_empty_prompt() -> None:
     assert list(build_modes(GreyModel(), PAIRS, Rivals(none=False, texts={"text": Words("light")}))) == ["text"]
 

@@ -198,6 +198,20 @@ def test_an_extended_run_resumes_bit_for_bit(model, tmp_path: Path) -> None:
     assert records(tmp_path / "broken", "step")[-1]["learning_rate"] > 0
 
 
+def test_steps_that_are_found_out_before_the_first_writing(model, tmp_path: Path) -> None:
+    """A run of six that takes four is a run of four; going on, the change is noted beside that of the configuration."""
+    asked = trainer(model, tmp_path / "asked", replace(QUICK, steps=4)).run()
+    result = trainer(model, tmp_path / "taken", before=lambda run: run.take(4)).run()
+    assert result.steps == 4 and torch.equal(result.embedding.tokens, asked.embedding.tokens)
+    rates = [[r["learning_rate"] for r in records(tmp_path / name, "step")] for name in ("asked", "taken")]
+    assert rates[0] == rates[1]
+    four, context = load_state(tmp_path / "taken/checkpoints/step-00000004.safetensors")
+    assert four.progress.changes == [] and context["settings"]["steps"] == 4
+    assert trainer(model, tmp_path / "taken", before=lambda run: run.take(5), resume=True).run().steps == 5
+    five, context = load_state(tmp_path / "taken/checkpoints/step-00000005.safetensors")
+    assert five.progress.changes == [[4, 4, 6], [4, 6, 5]] and context["settings"]["steps"] == 5
+
+
 def test_fewer_steps_than_were_taken_are_refused(model, tmp_path: Path) -> None:
     trainer(model, tmp_path).run()
     with pytest.raises(ValueError, match=r"steps: got 5, but the run has taken 6 steps already\. Try that number"):

@@ -18,6 +18,10 @@ def test_rescale_restores_the_spread() -> None:
     assert torch.equal(rescale(guided, positive, 0.0), guided)
     full = rescale(guided, positive, 1.0)
     assert torch.allclose(full.std((1, 2, 3)), positive.std((1, 2, 3)), rtol=1e-4)
+    uneven = guided * torch.tensor([1.0, 4.0, 9.0])[:, None, None]
+    assert torch.allclose(rescale(uneven, positive, 1.0).std((1, 2, 3)), positive.std((1, 2, 3)), rtol=1e-4), (
+        "one factor for all channels"
+    )
     half = rescale(guided, positive, 0.5)
     assert torch.allclose(half, 0.5 * (guided + full), atol=1e-5)
 
@@ -53,6 +57,8 @@ def test_attention_features_are_moved_away_and_kept_in_length() -> None:
     positive, negative = torch.tensor([[[1.0, 1.0]], [[1.0, 1.0]]]), torch.tensor([[[0.9, 1.1]], [[-3.0, 9.0]]])
     expected = [[1.2, 0.8], [0.5 * 17 * 5 / 48 + 0.5, 0.5 * -31 * 5 / 48 + 0.5]]
     assert torch.allclose(attend(positive, negative, 4.0)[:, 0], torch.tensor(expected))
+    small = attend(positive / 100, negative / 100, 4.0)[:, 0]
+    assert torch.allclose(small, torch.tensor(expected) / 100), "small features are treated alike"
     assert torch.allclose(attend(positive, negative, 0.0), positive)
     assert torch.equal(attend(positive * 0, negative * 0, 1.0), positive * 0), "nothing to divide by"
 

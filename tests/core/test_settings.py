@@ -33,6 +33,9 @@ def test_words() -> None:
         Sampling(steps=1, size=Size(height=64)).describe()
         == "1 Euler step, model spacing, guidance scale 7.5, nativex64 pixels"
     )
+    assert (
+        Sampling(guidance=Guidance(1.0, attention=4.5)).describe().endswith("guidance scale 1, attention guidance 4.5")
+    )
     assert Sampling(size=Size(frames=49)).describe().endswith("guidance scale 7.5, 49 frames")
 
 

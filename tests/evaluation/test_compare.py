@@ -74,6 +74,18 @@ def test_a_mode_may_bring_its_own_sampling() -> None:
     }
 
 
+def test_a_mode_may_bring_its_own_model() -> None:
+    """One whose encoder says half as much: 1.5 times half of the prompt's grey."""
+
+    class Half(GreyModel):
+        def encode(self, prompts: Sequence[str]) -> Conditioning:
+            return replace(super().encode(prompts), tokens=super().encode(prompts).tokens / 2)
+
+    scores = run(modes={**MODES, "tuned": Mode(level(0.0), model=Half())}).scores["reward"]
+    assert close(scores["tuned"], [[0.15, 0.16, 0.17], [0.45, 0.46, 0.47]])
+    assert close(scores["none"], [[0.30, 0.31, 0.32], [0.90, 0.91, 0.92]])
+
+
 def test_one_negative_per_pair() -> None:
     rows = level(0.0, 0.1, 0.2, 0.0, 0.0, 0.3)
     scores = run(modes={"adapted": Mode(rows)}, batch_size=4).scores["reward"]["adapted"]
@@ -96,7 +108,8 @@ def test_settings_say_how_to_do_it_again() -> None:
     assert found.settings["model"] == "grey" and found.settings["solver"] == "dpmpp_2m"
     assert [found.settings[key] for key in ("steps", "spacing", "guidance_scale")] == [2, "karras", 2]
     assert (found.settings["height"], found.settings["width"], found.settings["device"]) == (6, 8, "cpu")
-    assert run().settings["height"] == 4, "the size that came out, where none was asked for"
+    sizes = [run().settings[side] for side in ("height", "width")]
+    assert sizes == [4, 4], "the size that came out, where none was asked for"
     assert found.labels == {"none": "empty prompt"} and found.versions == versions()
 
 

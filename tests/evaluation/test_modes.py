@@ -76,7 +76,7 @@ def test_tuned_models_come_with_and_without_the_first_embedding() -> None:
 
     class Tuned(GreyModel):
         def encode(self, prompts):
-            return level(*(0.5 for _ in prompts))
+            return level(*({"": 0.5}[prompt] for prompt in prompts))
 
     tuned = {"one": Tuned(), "two": Tuned()}
     embeddings = {"embedding": learned(-0.2), "embedding_2": learned(-0.3)}
@@ -97,8 +97,8 @@ def test_tuned_models_come_with_and_without_the_first_embedding() -> None:
     assert [mode.label for mode in of_tuned] == ["first", "one + learned", "two", "both"]
     assert [mode.sampling for mode in of_tuned] == [None, None, SAMPLING, None]
     assert [mode.model for mode in list(found.values())[:3]] == [None] * 3
-    alone = build_modes(GreyModel(), PAIRS, Rivals(tuned=tuned))
-    assert list(alone) == ["none", "one", "two"]
+    alone = Rivals(tuned=tuned)
+    assert alone.names == list(build_modes(GreyModel(), PAIRS, alone)) == ["none", "one", "two"]
 
 
 def test_without_the_empty_prompt() -> None:

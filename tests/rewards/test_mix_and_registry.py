@@ -44,6 +44,8 @@ def test_without_normalisation_the_scores_are_added_as_they_are(images):
 
 
 def test_a_mix_is_differentiable(images):
+    assert load_reward("brightness + sharpness").differentiable is True
+    assert load_reward("brightness + jpeg_compressibility").differentiable is False
     x = images.clone().requires_grad_()
     load_reward("brightness*2", normalise="none").score(x).sum().backward()
     assert x.grad[0].sum((1, 2)).tolist() == pytest.approx([2 * 0.299, 2 * 0.587, 2 * 0.114], rel=1e-4)

@@ -92,6 +92,8 @@ def test_a_prompts_oldest_rewards_are_forgotten() -> None:
 
 def test_equal_rewards_have_no_advantage() -> None:
     assert PromptStatistics(1, 4, 1).advantages([0, 0], torch.ones(2)).tolist() == [0, 0]
+    nearly = PromptStatistics(1, 4, 2).advantages([0, 0], torch.tensor([0.0, 2e-6], dtype=torch.float64))
+    assert nearly.tolist() == pytest.approx([-0.5, 0.5]), "a spread of rounding errors is not blown up"
 
 
 def test_statistics_go_on_from_what_they_gave() -> None:

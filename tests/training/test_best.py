@@ -21,6 +21,7 @@ from reneg_core.seeds import derive_seed
 from reneg_core.training import (
     AdaptConfig,
     Prompts,
+    Reach,
     Session,
     Stopped,
     TrainConfig,
@@ -31,6 +32,7 @@ from reneg_core.training import (
     reward_gradient,
     schedule,
 )
+from reneg_core.training.loss_scale import FP16_LOSS_SCALE
 
 PROMPTS, HELD = ["a red fox", "blue", "sun over sea", "an old door", "ice"], ["moon", "grass"]
 SAMPLING = Sampling("dpmpp_2m", 5, "trailing", Guidance(3.0))
@@ -270,14 +272,32 @@ def test_the_points_of_an_adaptation_are_drawn_anew_at_each_step(monkeypatch: py
     seen = []
 
     def noted(model: Any, reward: Any, batch: Any, negative: Any, sampling: Any, reach: Any) -> Any:
-        seen.append((reach.points, reach.through, reach.complete))
+        seen.append(reach)
         return reward_gradient(model, reward, batch, negative, sampling, reach)
 
     monkeypatch.setattr(sys.modules["reneg_core.training.adapt"], "reward_gradient", noted)
-    model, config = SmallModel(), replace(ADAPT, steps=6, points=1, through=3, learning_rate=0.01)
+    model, config = SmallModel(), replace(ADAPT, steps=6, points=1, through=3, learning_rate=0.01, judged_frames=5)
     adapt(model, Curved(), ["ice"], [1], start_of(model), config)
     points = [schedule.gradient_points((1, 5), 1, "adapt", step) for step in range(6)]
-    assert seen == [(one, 3, True) for one in points] and len({*map(tuple, points)}) > 1
+    assert seen == [Reach(one, 3, True, 1.0, 5) for one in points] and len({*map(tuple, points)}) > 1
+
+
+def test_an_adaptation_in_half_precision_scales_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halved after gradients that are no numbers, which are not taken."""
+    scales = []
+
+    def noted(model: Any, reward: Any, batch: Any, negative: Any, sampling: Any, reach: Any) -> Any:
+        found = reward_gradient(model, reward, batch, negative, sampling, reach)
+        scales.append(reach.loss_scale)
+        return replace(found, tokens=found.tokens * float("nan")) if len(scales) == 2 else found
+
+    class HalfPrecision(SmallModel):
+        dtype = torch.float16
+
+    monkeypatch.setattr(sys.modules["reneg_core.training.adapt"], "reward_gradient", noted)
+    model, config = HalfPrecision(), replace(ADAPT, steps=4, points=1, patience=9)
+    adapt(model, Curved(), ["ice"], [1], start_of(model), config)
+    assert scales == [FP16_LOSS_SCALE] * 2 + [FP16_LOSS_SCALE / 2] * 2
 
 
 def test_a_pair_out_of_patience_leaves_and_the_others_go_on() -> None:

@@ -24,13 +24,16 @@ def test_the_rest_counts_steps_and_the_validations_still_due() -> None:
     assert pace.remaining(5, CONFIG) == 15 * 2 + 3 * 10, "that of step 5 is done"
     assert pace.remaining(4, replace(CONFIG, steps=18)) == 14 * 2 + 4 * 10, "5, 10, 15 and the last step"
     assert pace.remaining(20, CONFIG) == 0
+    assert pace.remaining(0, replace(CONFIG, steps=19)) == 19 * 2 + 4 * 10, "nothing after the last step"
+    assert Pace(2.0).remaining(0, CONFIG) == 20 * 2, "validations of unknown length are not counted"
 
 
 def test_what_was_measured_replaces_what_was_estimated_and_old_steps_are_forgotten() -> None:
     pace = Pace(2.0, 10.0)
     for seconds in [100.0, *[3.0] * RECENT]:
         pace.add_step(seconds)
-    pace.add_validation(1.0)
+    for seconds in [100.0, *[1.0] * RECENT]:
+        pace.add_validation(seconds)
     assert pace.step == 3.0 and pace.remaining(10, CONFIG) == 10 * 3 + 2 * 1
 
 
@@ -46,6 +49,7 @@ def test_what_was_measured_replaces_what_was_estimated_and_old_steps_are_forgott
         (50, 10, 20),
         (45, 10, 17),
         (1, 12, 13),
+        (22, 12, 13),
     ],
 )
 def test_as_many_steps_as_fit_with_their_validations(limit: float, done: int, steps: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from reneg_core.texforce.run_config import TexForceRunConfig
 from reneg_core.training.config import ConfigError
 from reneg_core.training.run_config import RECIPES, RunConfig, load_run_config, parse_override, recipe_names
 
@@ -66,6 +67,20 @@ def test_a_start_is_words_unless_it_is_an_embedding_file(folder: Path) -> None:
         ("blurry", "blurry"),
     ]:
         assert RunConfig(init=given).anchored().init == found
+
+
+def test_loras_are_anchored_each_with_its_weight(folder: Path) -> None:
+    found = RunConfig(loras="e.safetensors*0.5 + gone.safetensors + ~/here*2").anchored().loras
+    assert found == f"{folder / 'e.safetensors'}*0.5 + gone.safetensors + {folder / 'home' / 'here'}*2"
+    assert RunConfig().anchored().loras == ""
+    with pytest.raises(ConfigError, match=r"loras: .*'e\.safetensors\*much'"):
+        RunConfig(loras="e.safetensors*much")
+
+
+def test_a_tunings_negative_is_words_unless_it_is_an_embedding_file(folder: Path) -> None:
+    for given, found in [("e.bin", str(folder / "e.bin")), ("words.txt", "words.txt"), ("blurry", "blurry"), ("", "")]:
+        assert TexForceRunConfig(negative=given).anchored().negative == found
+    assert "negative" not in RunConfig().anchored().to_mapping()
 
 
 def test_the_output_is_anchored_whether_it_is_there_or_not(folder: Path) -> None:

@@ -9,6 +9,7 @@ import comfy.model_management as memory
 import folder_paths
 import pytest
 import torch
+from built import build
 from reneg_pack.nodes import watching
 from reneg_pack.nodes.host import files, rewards
 from reneg_pack.nodes.tuning import TrainTextEncoder
@@ -92,23 +93,38 @@ def test_it_learns_stops_with_the_best_and_goes_on_to_the_same(call, parts, monk
     assert (tokens(loaded) - plain).abs().max() > 1e-3
 
 
-def test_the_file_of_a_stable_diffusion_1_encoder_loads_through_the_stock_loader(call, checkpoint, caplog) -> None:
-    """By the policy, with a reward that has no gradient in view; another training's file keeps its name."""
-    model, clip, vae = checkpoint
-    parts = {"model": model, "clip": clip, "vae": vae, "reward": rewards.load("sharpness", None, torch.float32)}
-    changes = {"prompts": "a red house\na blue car", "route": "policy", "steps": 1, "size": 64, "sampling_steps": 3}
+def parts_of(name: str, checkpoint: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    if name == "SD1":
+        return checkpoint
+    if name == "SD2.1":
+        return nodes.CheckpointLoaderSimple().load_checkpoint("reneg-test-sd21.safetensors")[:3]
+    return build("KOALA_700M")
+
+
+@pytest.mark.parametrize(("name", "layers"), [("SD1", 12), ("SD2.1", 24), ("SDXL", 3 + 3)])
+def test_the_file_of_a_published_encoder_loads_through_the_stock_loader(
+    call, checkpoint, caplog, name: str, layers: int
+) -> None:
+    """Another training's file keeps its name. (A LoRA that learned nothing would load as well: it must be better.)"""
+    model, clip, vae = parts_of(name, checkpoint)
+    parts = {"model": model, "clip": clip, "vae": vae, "reward": rewards.load("brightness", None, torch.float32)}
+    changes = {"prompts": "a red house\na blue car", "steps": 1, "size": 64, "sampling_steps": 2}
     small = {"batch_size": 2, "micro_batch": 2, "validate_every": 1, "validation_pairs": 2, "through": 1}
-    taken = Path(folder_paths.get_folder_paths("loras")[0]) / "texforce" / "sd.safetensors"
+    taken = Path(folder_paths.get_folder_paths("loras")[0]) / "texforce" / f"{name}.safetensors"
     taken.parent.mkdir(exist_ok=True)
     taken.write_bytes(b"another's")
-    out = call(TrainTextEncoder, **parts, **{**OPTIONS, **changes, **small}, run_name="sd")
-    assert taken.read_bytes() == b"another's" and Path(out[1]).name == "sd_002.safetensors"
-    assert len(lora_of(out).layers) == 4 * 12
+    out = call(TrainTextEncoder, **parts, **{**OPTIONS, **changes, **small}, run_name=name)
+    assert json.loads(out[4])["best_step"] == 1
+    assert taken.read_bytes() == b"another's" and Path(out[1]).name == f"{name}_002.safetensors"
+    encoders = {layer.partition(".")[0] for layer in lora_of(out).layers}
+    assert encoders == ({"text_encoder", "text_encoder_2"} if name == "SDXL" else {"text_encoder"})
+    assert len(lora_of(out).layers) == 4 * layers
     folder_paths.filename_list_cache.clear()
     with caplog.at_level(logging.DEBUG):
         _, loaded = nodes.LoraLoader().load_lora(model, clip, out[1], 1.0, 1.0)
     assert "lora key not loaded" not in caplog.text and "NOT LOADED" not in caplog.text
     assert torch.equal(tokens(loaded), tokens(out[0]))
+    assert (tokens(loaded) - tokens(clip)).abs().max() > 1e-4
 
 
 def test_what_cannot_be_tuned_is_refused_before_anything_is_written(call, parts) -> None:

@@ -4,10 +4,11 @@
     python benchmarks/texforce.py --learn direct policy        some of what is learned; what was learned before is kept
     python benchmarks/texforce.py --learn                      judge what there is
 
-Learns LoRAs by the recipes tiny-direct, tiny-policy and tiny-jpeg, three seeds each, and a negative by 30 steps of the
-recipe fast, into runs/texforce-benchmark; a learning that was broken off goes on. Recipes were chosen on validation
-prompts. Judges every one on 144 test pairs, each with a noise of its own, against the encoder as it was, by its reward
-and by the independent measure. Writes benchmarks/results/texforce.json.
+Learns LoRAs by the recipes tiny-direct, tiny-policy and tiny-jpeg, three seeds each, and by 30 steps of the recipe fast
+a negative for the encoder as it was and one on top of each LoRA of tiny-direct, into runs/texforce-benchmark; a
+learning that was broken off goes on. Recipes were chosen on validation prompts. Judges every one on 144 test pairs,
+each with a noise of its own, against the encoder as it was, by its reward and by the independent measure. Writes
+benchmarks/results/texforce.json.
 """
 
 import argparse
@@ -33,20 +34,22 @@ RUNS = Path("runs/texforce-benchmark")
 PRODUCT = "text-lora.safetensors"
 JUDGED_SEED = 20  # noises that nothing else was judged on
 LEARNED = ("direct", "policy", "jpeg")
-NEGATIVE = "negative"
+NEGATIVE, ON_TOP = "negative", "on-top"  # for the encoder as it was; for the tuned one
 
 
 def main() -> None:
     """Learn, judge, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--learn", nargs="*", default=[*LEARNED, NEGATIVE])
+    parser.add_argument("--learn", nargs="*", default=[*LEARNED, NEGATIVE, ON_TOP])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     for what in args.learn:
         if what == NEGATIVE:
-            learn_negative()
-        else:
-            for seed in args.seeds:
+            learn_negative(RUNS / NEGATIVE)
+        for seed in args.seeds:
+            if what == ON_TOP:
+                learn_negative(RUNS / f"{ON_TOP}-{seed}", RUNS / f"direct-{seed}" / PRODUCT)
+            elif what != NEGATIVE:
                 learn(what, seed)
     found = {what: judged(what) for what in LEARNED if any(RUNS.glob(f"{what}-*/{PRODUCT}"))}
     publish("texforce", found)
@@ -64,31 +67,35 @@ def learn(what: str, seed: int) -> TexForceResult:
     return config.method(world()[0], reward, prompts, config.train_config(), folder, session=session).run()
 
 
-def learn_negative() -> None:
-    """A negative embedding by the recipe ``fast``, for the encoder as it was."""
-    config: RunConfig = load_run_config("fast", ["steps=30"])
+def learn_negative(folder: Path, lora: Path | None = None) -> None:
+    """A negative embedding by the recipe ``fast``, for the encoder as it was or with a LoRA in it."""
+    config: RunConfig = load_run_config("fast", ["steps=30", f"loras={lora or ''}"])
     prompts = Prompts(train_prompts(), validation_prompts())
-    Trainer(*world(), prompts, config.train_config(), RUNS / "negative", session=Session(resume=True)).run()
+    model, reward = world()
+    if lora:
+        model = merged(model, load_text_lora(lora))
+    Trainer(model, reward, prompts, config.train_config(), folder, session=Session(resume=True)).run()
 
 
 def judged(what: str) -> dict[str, Any]:
-    """Every LoRA of a recipe against the encoder as it was, sampled as the recipe says; with the negative where it was
-    learned for that sampling."""
+    """Every LoRA of a recipe against the encoder as it was, sampled as the recipe says; with the negatives where they
+    were learned for that sampling."""
     config = load_run_config(f"tiny-{what}", [], TexForceRunConfig)
     model, reward = world()[0], load_reward(config.reward)
     modes = {"none": Mode(model.encode([""]))}
-    negative = _negative() if what == "direct" else None
+    negative = _negative(NEGATIVE) if what == "direct" else None
     if negative is not None:
         modes[NEGATIVE] = Mode(negative)
     for path in sorted(RUNS.glob(f"{what}-*/{PRODUCT}")):
-        tuned = merged(model, load_text_lora(path))
-        modes[path.parent.name] = Mode(tuned.encode([""]), model=tuned)
-        if negative is not None:
-            modes[f"{path.parent.name}+{NEGATIVE}"] = Mode(negative, model=tuned)
+        name, tuned = path.parent.name, merged(model, load_text_lora(path))
+        modes[name] = Mode(tuned.encode([""]), model=tuned)
+        on_top = _negative(f"{ON_TOP}-{name.partition('-')[2]}") if negative is not None else None
+        together = {NEGATIVE: negative, ON_TOP: on_top}
+        modes |= {f"{name}+{kind}": Mode(one, model=tuned) for kind, one in together.items() if one is not None}
     measures = {REWARD: reward.score, MEASURE: measure}
     found = evaluate(model, test_pairs(2, JUDGED_SEED), modes, measures, config.sampling, batch_size=BATCH)
     contests = [(mode, "none") for mode in modes if mode != "none"]
-    contests += [(mode, other) for mode in modes if "+" in mode for other in mode.split("+")[::-1]]
+    contests += [(mode, alone) for mode in modes if "+" in mode for alone in (NEGATIVE, mode.partition("+")[0])]
     return {
         "reward": reward.name,
         "pairs": len(found.pairs),
@@ -99,8 +106,8 @@ def judged(what: str) -> dict[str, Any]:
     }
 
 
-def _negative() -> Conditioning | None:
-    path = RUNS / NEGATIVE / "negative.safetensors"
+def _negative(name: str) -> Conditioning | None:
+    path = RUNS / name / "negative.safetensors"
     return load_embedding(path).conditioning() if path.exists() else None
 
 

@@ -275,7 +275,8 @@ def _tuned(name: str) -> str:
     if name in ("none", "negative"):
         return {"none": "as it was", "negative": "as it was, learned negative"}[name]
     tuned, _, negative = name.partition("+")
-    return f"tuned, seed {tuned.partition('-')[2]}{', learned negative' if negative else ''}"
+    together = {"": "", "negative": ", learned negative", "on-top": ", negative learned on top"}[negative]
+    return f"tuned, seed {tuned.partition('-')[2]}{together}"
 
 
 @figure

@@ -1,6 +1,9 @@
 """What is saved and returned is what was measured: scored again, it gives its reward again. On a model of a few
 numbers, so that whole runs take milliseconds."""
 
+import hashlib
+import itertools
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +15,13 @@ from doubles import Constant, Curved, Recorder
 from small import SmallModel, start_of
 from torch import Tensor
 
-from reneg_core import NegativeEmbedding, load_embedding
+from reneg_core import NegativeEmbedding, __version__, load_embedding
+from reneg_core.digests import DIGEST
+from reneg_core.embedding import Provenance
 from reneg_core.guidance import Guidance
 from reneg_core.model import Conditioning
 from reneg_core.rewards import Reward
-from reneg_core.sampling import Sampling, sample
+from reneg_core.sampling import Jitter, Sampling, sample
 from reneg_core.seeds import derive_seed
 from reneg_core.training import (
     AdaptConfig,
@@ -33,6 +38,8 @@ from reneg_core.training import (
     schedule,
 )
 from reneg_core.training.loss_scale import FP16_LOSS_SCALE
+from reneg_core.training.memory import peak_memory_mib
+from reneg_core.training.state import load_state
 
 PROMPTS, HELD = ["a red fox", "blue", "sun over sea", "an old door", "ice"], ["moon", "grass"]
 SAMPLING = Sampling("dpmpp_2m", 5, "trailing", Guidance(3.0))
@@ -210,6 +217,64 @@ PAIRS = ["ice", "moon", "an old door", "grass", "blue"]
 def rewards_of(model: Any, negatives: Conditioning, prompts: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
     images = model.decode(sample(model, model.encode(prompts), negatives, model.noise(seeds), SAMPLING))
     return Curved().score(images, prompts), images
+
+
+def test_the_file_says_how_it_was_made(tmp_path: Path) -> None:
+    class Digested(SmallModel):
+        def contents(self) -> dict[str, str]:
+            return {"denoiser": DIGEST + "5" * 64}
+
+    jitter = Jitter(guidance_scale=(2.0, 4.0))
+    config = replace(WILD, steps=3, window=(2, 5), points=2, through=2, seed=7, jitter=jitter)
+    result, _ = run(tmp_path, config, Digested())
+    found = load_embedding(tmp_path / "negative.safetensors")
+    training = {"window": [2, 5], "points": 2, "through": 2, "jitter": jitter.to_mapping()}
+    rewards = {"validation_reward": result.best_reward, "start_reward": result.start_reward}
+    expected = Provenance(
+        base_model="small",
+        base_digest="5" * 64,
+        rewards="curved",
+        steps=result.best_step,
+        guidance_scale=3.0,
+        seed=7,
+        prompts_digest=hashlib.sha256("\n".join(PROMPTS).encode()).hexdigest(),
+        version=__version__,
+        notes=json.loads(json.dumps({**rewards, "training": training})),
+        sampling=SAMPLING.to_mapping(),
+    )
+    assert replace(found.provenance, source="") == expected and found.family == result.embedding.family == "small"
+    assert result.directory == tmp_path and result.embedding.provenance.notes["training"]["window"] == [2, 5]
+
+
+def test_what_a_step_leaves_and_what_is_told_while_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes on a second whenever it is looked at."""
+    clock = itertools.count()
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    parts: list[tuple] = []
+    _, watching = run(tmp_path, replace(WILD, steps=1), progress=lambda *part: parts.append(part))
+    [record] = watching.steps
+    assert record["seconds"] == int(record["seconds"]) > 0 and 50 < record["memory_mib"] == int(record["memory_mib"])
+    assert [part for part in parts if part[0] == "step"] == [("step", 2, 3), ("step", 3, 3)]
+    assert [part for part in parts if part[0] == "validation"][:2] == [("validation", 2, 5), ("validation", 4, 5)]
+    files = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [one["seconds"] for one in files if one["event"] == "step"] == [record["seconds"]]
+    state, _ = load_state(next((tmp_path / "checkpoints").glob("*1.safetensors")))
+    assert 0 < state.progress.seconds < next(clock), "seconds of the run, and not of the clock"
+
+
+def test_memory_is_read_where_the_device_keeps_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    counted = lambda device: asked.append(device) or 3 * 2**20  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", counted)
+    assert peak_memory_mib(torch.device("cuda:1")) == 3 and asked == [torch.device("cuda:1")]
+    used = type("Used", (), {"ru_maxrss": 7 * 2**20})
+    monkeypatch.setattr("resource.getrusage", lambda whose: used)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert peak_memory_mib(torch.device("cpu")) == 7 * 2**10, "KiB"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert peak_memory_mib(torch.device("cpu")) == 7, "bytes"
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_memory_mib(torch.device("cpu")) == 0 and len(asked) == 1
 
 
 @pytest.mark.parametrize("kind", ["plain", "pooled", "masked"])

@@ -15,7 +15,17 @@ from small import SmallModel
 from reneg_core import NegativeEmbedding, load_embedding
 from reneg_core.rewards import Reward
 from reneg_core.sampling import Jitter, Sampling
-from reneg_core.training import AdaptConfig, ConfigError, TrainConfig, adapt, schedule
+from reneg_core.training import (
+    AdaptConfig,
+    ConfigError,
+    Prompts,
+    Session,
+    TrainConfig,
+    Trainer,
+    adapt,
+    rehearsal,
+    schedule,
+)
 from reneg_core.training.rehearsal import rehearse
 from reneg_core.training.run_folder import RunFolder
 from reneg_core.training.schedule import recorded_steps
@@ -237,6 +247,29 @@ def test_a_rehearsal_takes_what_the_run_takes(
     clock[0] = 0.0
     run.run()
     assert clock[0] == pytest.approx(found.total, rel=0.25)
+
+
+def test_what_is_timed_first_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    assert rehearsal._mean(seen.append, 3)[1] == 3 and seen == [0, 0, 1, 2]
+    monkeypatch.setattr(rehearsal, "SECONDS", 0.0)
+    seen.clear()
+    assert rehearsal._mean(seen.append, 3)[1] == 1 and seen == [0, 0], "at least one"
+
+
+def test_a_rehearsal_tries_the_steps_that_come_next(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    class Noted(Trainer):
+        def trial(self, step: int, rows: range) -> None:
+            tried.append(step)
+            super().trial(step, rows)
+
+    count = Steps(2)
+    trainer(model, tmp_path, observer=count, should_stop=count.enough).run()
+    run = Noted(model, Curved(), Prompts(PROMPTS, PROMPTS[:2]), QUICK, tmp_path, session=Session(resume=True))
+    found = rehearse(run, [])
+    assert tried[-8:] == [*range(2, 10)] and (found.parts, found.checks, found.peak) == (8, 8, 0)
 
 
 def test_a_rehearsal_of_a_resumed_run_counts_what_is_left(model, tmp_path: Path, monkeypatch) -> None:

@@ -1,5 +1,6 @@
 """Going on: the same run only, told in words, and with more steps."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,17 @@ import torch
 from builders import pipeline
 from doubles import Constant, Curved, Wrapped
 from runs import PROMPTS, QUICK, SAMPLING, Steps, records, steps_of, trainer
+from safetensors import safe_open
 from small import SmallModel
 
 from reneg_core import NegativeEmbedding, load_embedding
 from reneg_core.backends import wrap
+from reneg_core.digests import DIGEST
+from reneg_core.files import write_tensors
 from reneg_core.rewards import load_reward
 from reneg_core.training import schedule
+from reneg_core.training.identity import AnotherRun
+from reneg_core.training.names import FORMER
 from reneg_core.training.state import load_state
 
 ONE = replace(QUICK, steps=1)
@@ -111,6 +117,9 @@ def test_a_start_is_compared_by_its_contents(model, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=words):
             trainer(model, tmp_path / "run", replace(ONE, init=init), resume=True).run()
     assert contents_of(tmp_path / "run") == before
+    trainer(model, tmp_path / "words", replace(ONE, init="ugly")).run()
+    with pytest.raises(ValueError, match="- init: the run was started with 'ugly', now it is 'bad'"):
+        trainer(model, tmp_path / "words", replace(ONE, init="bad"), resume=True).run()
     moved = begin.save(tmp_path / "moved.safetensors")
     assert trainer(model, tmp_path / "run", replace(ONE, init=str(moved)), resume=True).run().steps == 1
 
@@ -124,6 +133,7 @@ def test_a_start_is_compared_by_its_contents(model, tmp_path: Path) -> None:
         (PROMPTS[::-1], "training prompts: the same 5, in another order than"),
         ([*PROMPTS, "ice"], "training prompts: 'ice' was added since"),
         ([*PROMPTS, *"abcde"], "training prompts: 'a', 'b', 'c' and 2 more were added since"),
+        ([*PROMPTS, *"abc"], "training prompts: 'a', 'b', 'c' were added since"),
     ],
 )
 def test_changed_prompts_are_told_in_words(model, tmp_path: Path, prompts: list[str], words: str) -> None:
@@ -132,6 +142,12 @@ def test_changed_prompts_are_told_in_words(model, tmp_path: Path, prompts: list[
         trainer(model, tmp_path, ONE, prompts=prompts, resume=True).run()
     message = str(error.value).replace(str(tmp_path), "")
     assert words in message and not re.search(r"[0-9a-f]{16}", message), "in words, never as a hash"
+
+
+def test_changed_validation_prompts_are_told_in_words(model, tmp_path: Path) -> None:
+    trainer(model, tmp_path, ONE).run()
+    with pytest.raises(ValueError, match="validation prompts: 'new' was added; 'blue' was removed since"):
+        trainer(model, tmp_path, ONE, validation=("a red fox", "new"), resume=True).run()
 
 
 def test_changed_prompts_without_their_list_are_still_refused(model, tmp_path: Path) -> None:
@@ -159,6 +175,67 @@ def test_what_does_not_change_results_may_change(model, tmp_path: Path) -> None:
     free = replace(often, checkpointing=True, patience=9)
     resumed = trainer(model, tmp_path / "run", free, resume=True).run()
     assert torch.allclose(resumed.embedding.tokens, whole.embedding.tokens, atol=1e-6)
+
+
+# what version 0.1 wrote
+
+
+def aged(path: Path) -> None:
+    """Rewrite a checkpoint as version 0.1 wrote it: no checksum, two numbers for the loss scale, flat settings beside
+    digests of model and prompts."""
+    context = load_state(path)[1]
+    with safe_open(path, framework="pt") as file:
+        numbers = json.loads(file.metadata()["state"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    numbers |= {"loss_scale": 8.0, "skipped_in_a_row": 3}
+    del numbers["scale"], numbers["changes"]
+    settings = context["settings"]
+    sampling = settings.pop("sampling")
+    former = {old: sampling[new.partition(".")[2]] for old, new in FORMER.items()}
+    flat = {name: value for name, value in settings.items() if name not in ("jitter", "checkpoint_minutes")} | former
+    flat |= {"model": "5" * 64, "reward": "curved", "watch": None}
+    flat |= {"prompts": context["prompts"]["train"], "validation_prompts": context["prompts"]["validation"]}
+    texts = {"format": "reneg-checkpoint-1", "state": json.dumps(numbers), "context": json.dumps(flat)}
+    write_tensors(path, tensors, texts)
+
+
+class Digested(SmallModel):
+    """One whose denoiser is named as those of real models are."""
+
+    def __init__(self, digit: str = "5") -> None:
+        super().__init__()
+        self.digit = digit
+
+    def contents(self) -> dict[str, str]:
+        return {"denoiser": DIGEST + 64 * self.digit}
+
+
+def test_a_run_of_version_0_1_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    model, config = Digested(), replace(QUICK, learning_rate=0.02)
+    whole = trainer(model, tmp_path / "whole", config).run()
+    count = Steps(4)
+    trainer(model, tmp_path / "old", config, observer=count, should_stop=count.enough).run()
+    for path in (tmp_path / "old/checkpoints").glob("*.safetensors"):
+        aged(path)
+    (tmp_path / "old/prompts.json").unlink()
+    newest = max((tmp_path / "old/checkpoints").glob("*.safetensors"))
+    state, _ = load_state(newest)
+    assert (state.scale.value, state.scale.highest, state.scale.skipped, state.scale.finite) == (8.0, 8.0, 3, 0)
+
+    for changed, words in (
+        ({"model": Digested("6")}, "- model: the denoiser is not what the run was started with."),
+        ({"config": replace(config, batch_size=2)}, "- batch_size: the run was started with 4, now it is 2."),
+        ({"config": replace(config, sampling=SAMPLING.at_scale(5))}, "- sampling.guidance_scale: the run was started"),
+        ({"prompts": PROMPTS[1:]}, "- training prompts: there are 4 now, not those that the run was started with"),
+        ({"watch": Curved()}, "- watch: the run was started with 'none', now it is 'curved'."),
+    ):
+        options = {"model": model, "config": config, **changed}
+        with pytest.raises(AnotherRun) as error:
+            trainer(options.pop("model"), tmp_path / "old", options.pop("config"), resume=True, **options).run()
+        assert words in str(error.value) and len(error.value.differences) == 1
+        assert error.value.folder == tmp_path / "old"
+    ended = trainer(model, tmp_path / "old", config, resume=True).run()
+    assert torch.equal(ended.embedding.tokens, whole.embedding.tokens) and ended.best_step == whole.best_step
 
 
 # more steps

@@ -1,8 +1,10 @@
 """Plant mistakes in the code, see which the tests notice, and write that to benchmarks/results/mutants.json.
 
     python scripts/mutants.py                  every mutant that has no verdict yet
-    python scripts/mutants.py --again          those that were not noticed, once more (after new tests)
+    python scripts/mutants.py --again          those that were not noticed, once more (after new tests); of some names
     python scripts/mutants.py 'reneg_core.guidance*'    only mutants of these names
+    python scripts/mutants.py --sample 500     so many of those without a verdict, drawn at random: the quick ones come
+                                               first otherwise, and what is left says more about the slow ones so
     python scripts/mutants.py --write          only write the file from the verdicts that there are
 
 Mutants and runs are mutmut's (what is mutated and which tests run: ``[tool.mutmut]`` in pyproject.toml); verdicts are
@@ -11,10 +13,16 @@ kept in mutants/ and go on where they were stopped. Exit code 1 if fewer than 90
 
 import argparse
 import json
+import os
+import random
 import re
 import resource
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 import libcst as cst
@@ -27,6 +35,7 @@ from mutmut.utils.file_utils import walk_mutatable_files
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
+MEMORY = Path("/dev/shm")
 ENOUGH = 0.9
 NOTICED = ("killed", "timeout")
 
@@ -66,17 +75,24 @@ def verdicts() -> dict[str, dict[str, str]]:
     return found
 
 
-def forget() -> None:
-    """Drop the verdicts of mutants that were not noticed, so that they are tried again, and which tests are known to
-    reach which function: mutmut adds new tests there, and not new functions."""
+def forget(names: list[str]) -> None:
+    """Drop the verdicts of mutants that were not noticed (of these names, if any), so that they are tried again, and
+    which tests are known to reach which function: mutmut adds new tests there, and not new functions."""
     Path("mutants/mutmut-stats.json").unlink(missing_ok=True)
     for path in walk_mutatable_files():
         data = SourceFileMutationData(path=path)
         data.load()
         for name, code in data.exit_code_by_key.items():
-            data.exit_code_by_key[name] = code if status_by_exit_code[code] in NOTICED else None
+            meant = not names or any(fnmatch(name, pattern) for pattern in names)
+            data.exit_code_by_key[name] = None if meant and status_by_exit_code[code] not in NOTICED else code
         if data.exit_code_by_key:
             data.save()
+
+
+def drawn(count: int) -> list[str]:
+    """So many mutants without a verdict, at random."""
+    left = [name for mutants in verdicts().values() for name, verdict in mutants.items() if verdict == "not checked"]
+    return random.Random(len(left)).sample(left, min(count, len(left)))
 
 
 def plain_name(mutant: str) -> str:
@@ -119,14 +135,24 @@ def write(run: dict[str, float]) -> float:
     return share
 
 
+@contextmanager
+def folders_in_memory() -> Iterator[None]:
+    """Tests' folders in memory where the system offers that: they write checkpoints to the disk, and wait for it, in
+    every mutant (three times as long in all)."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+        os.environ["TMPDIR"] = folder
+        yield
+
+
 def run(names: list[str], children: int) -> dict[str, float]:
     """Run mutmut; how many mutants it tried and the seconds that took, by the clock and of processors."""
     began, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     before = {name for mutants in verdicts().values() for name, verdict in mutants.items() if verdict != "not checked"}
-    try:
-        cli.main(["run", "--max-children", str(children), *names], standalone_mode=False)
-    except KeyboardInterrupt:
-        print("stopped; the verdicts so far are kept")
+    with folders_in_memory():
+        try:
+            cli.main(["run", "--max-children", str(children), *names], standalone_mode=False)
+        except KeyboardInterrupt:
+            print("stopped; the verdicts so far are kept")
     after = {name for mutants in verdicts().values() for name, verdict in mutants.items() if verdict != "not checked"}
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = spent.ru_utime + spent.ru_stime - used.ru_utime - used.ru_stime
@@ -138,13 +164,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--sample", type=int, default=0)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--children", type=int, default=2)
     options = parser.parse_args()
     file_mutation.MutationVisitor = Visitor
     if options.again:
-        forget()
-    share = write({} if options.write else run(options.names, options.children))
+        forget(options.names)
+    names = options.names or (drawn(options.sample) if options.sample else [])
+    share = write({} if options.write else run(names, options.children))
     return 0 if share >= ENOUGH else 1
 
 

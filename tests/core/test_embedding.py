@@ -78,6 +78,10 @@ def test_ltx_layout_both_ways(tmp_path: Path) -> None:
     assert torch.equal(load_embedding(path).mask, embedding.mask)
     save_file({"conditioning_data_0": embedding.tokens, "attention_mask_0": embedding.mask}, tmp_path / "b.safetensors")
     assert load_embedding(tmp_path / "b.safetensors").family == "t5-xxl"
+    unmasked = random(7, 4096).save(tmp_path / "unmasked.safetensors", layout="ltx")
+    with safe_open(unmasked, "pt") as file:
+        mask = file.get_tensor("attention_mask_0")
+    assert mask.dtype == torch.int64 and mask.tolist() == [[1] * 7], "without a mask all tokens are attended to"
     pooled = random(2, 2048, pooled=torch.ones(1, 1280))
     with pytest.raises(ValueError, match="ltx layout has no place for a pooled vector"):
         pooled.save(tmp_path / "c.safetensors", layout="ltx")

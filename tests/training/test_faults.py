@@ -208,8 +208,9 @@ def test_a_full_disk_ends_a_run_that_resumes_to_the_same_end(
 def test_metrics_that_cannot_be_written_name_the_file_and_what_to_do(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.metrics.symlink_to("/dev/full")
-    with pytest.raises(OSError, match=r"Could not write the metrics \(No space left on device\)\. Make room there"):
+    with pytest.raises(OSError, match=r"Could not write the metrics \(No space left on device\)\. Make room") as error:
         folder.record({"event": "step", "step": 1})
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(folder.metrics))
 
 
 # rehearsal

@@ -49,6 +49,17 @@ class Weighted(Curved):
         return super()._score(images, prompts) * self.factor
 
 
+class Digested(SmallModel):
+    """One whose denoiser is named as those of real models are."""
+
+    def __init__(self, digit: str = "5") -> None:
+        super().__init__()
+        self.digit = digit
+
+    def contents(self) -> dict[str, str]:
+        return {"denoiser": DIGEST + 64 * self.digit}
+
+
 # what a run is
 
 
@@ -76,6 +87,19 @@ def test_another_noise_schedule_of_the_same_weights_is_named(model, tmp_path: Pa
     with pytest.raises(ValueError) as error:
         trainer(model, tmp_path, replace(ONE, sampling=SAMPLING.changed(steps=4)), resume=True).run()
     assert "sampling.steps" in str(error.value) and "noise levels" not in str(error.value)
+
+
+def test_another_precision_is_named_alone(tmp_path: Path) -> None:
+    """All weights differ there, which needs no saying."""
+
+    class Precise(Digested):
+        def contents(self) -> dict[str, str]:
+            return {**super().contents(), "precision": {"5": "float32", "6": "float16"}[self.digit]}
+
+    trainer(Precise(), tmp_path, ONE).run()
+    with pytest.raises(AnotherRun) as error:
+        trainer(Precise("6"), tmp_path, ONE, resume=True).run()
+    assert error.value.differences == ["model: the precision was float32, now it is float16."]
 
 
 def test_the_same_reward_with_other_weights_is_another_reward(model, tmp_path: Path) -> None:
@@ -199,17 +223,6 @@ def aged(path: Path) -> None:
     write_tensors(path, tensors, texts)
 
 
-class Digested(SmallModel):
-    """One whose denoiser is named as those of real models are."""
-
-    def __init__(self, digit: str = "5") -> None:
-        super().__init__()
-        self.digit = digit
-
-    def contents(self) -> dict[str, str]:
-        return {"denoiser": DIGEST + 64 * self.digit}
-
-
 def test_a_run_of_version_0_1_goes_on_bit_for_bit(tmp_path: Path) -> None:
     model, config = Digested(), replace(QUICK, learning_rate=0.02)
     whole = trainer(model, tmp_path / "whole", config).run()
@@ -300,5 +313,7 @@ def test_a_run_without_patience_left_goes_on_with_more_of_it_or_more_steps(model
     for name, more, steps in (("a", replace(config, patience=2), 2), ("b", replace(config, steps=5), 2)):
         ended = trainer(model, tmp_path / name, config, reward=Constant()).run()
         assert (ended.reason, ended.steps) == ("patience", 1)
+        again = trainer(model, tmp_path / name, config, reward=Constant(), resume=True).run()
+        assert (again.reason, again.steps) == ("patience", 1), "unchanged there is nothing left to do"
         result = trainer(model, tmp_path / name, more, reward=Constant(), resume=True).run()
         assert (result.reason, result.steps) == ("patience", steps)

@@ -14,7 +14,8 @@ from doubles import Curved
 from runs import PROMPTS, QUICK, Steps, steps_of, trainer
 from small import SmallModel
 
-from reneg_core.files import write_tensors
+from reneg_core.files import PART, write_tensors
+from reneg_core.training.prompts import Prompts
 from reneg_core.training.run_folder import RunFolder
 from reneg_core.training.state import load_state
 
@@ -70,6 +71,20 @@ def test_a_damaged_checkpoint_does_not_crowd_out_what_can_be_read(model, tmp_pat
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000004.safetensors", "unreadable-step-00000006.safetensors"]
     assert RunFolder(tmp_path).latest().state.progress.step == 4
+
+
+def test_what_a_killed_process_left_half_written_goes(model, tmp_path: Path) -> None:
+    prompts = ["a “red” fox", "Füchse"]
+    trainer(model, tmp_path, ONE, prompts=prompts, validation=("blue",)).run()
+    left = [tmp_path / folder / f".x{PART}" for folder in ("", "checkpoints", "previews")]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    trainer(model, tmp_path, ONE, prompts=prompts, validation=("blue",), resume=True).run()
+    assert not any(path.exists() for path in left)
+    listed = (tmp_path / "prompts.json").read_text(encoding="utf-8")
+    assert listed == '{\n"train": [\n"a “red” fox",\n"Füchse"\n],\n"validation": [\n"blue"\n]\n}', "for people too"
+    assert RunFolder(tmp_path).listed_prompts() == Prompts(prompts, ["blue"])
 
 
 def test_any_flipped_bit_is_noticed(model, tmp_path: Path) -> None:

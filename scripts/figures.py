@@ -296,6 +296,15 @@ def texforce_section(what: str) -> str:
 
 
 @figure
+def together(negative: str) -> str:
+    """A tuned encoder with a negative against the same without, by the independent measure, seed by seed."""
+    against = results("texforce")["direct"]["against"]
+    both = [(mode, mode.partition(">")[2]) for mode in against if mode.startswith("direct") and f"+{negative}>" in mode]
+    found = [against[mode][MEASURE] for mode, alone in both if alone.startswith("direct")]
+    return ", ".join(_signed(one["difference"], one["interval"]) for one in found)
+
+
+@figure
 def machine(name: str) -> str:
     """What a benchmark ran on."""
     found = results(name)["machine"]

@@ -23,9 +23,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import libcst as cst
+import yaml
 from mutmut.__main__ import cli
 from mutmut.mutation import file_mutation
 from mutmut.mutation.data import SourceFileMutationData
@@ -36,21 +38,12 @@ from mutmut.utils.file_utils import walk_mutatable_files
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
 MEMORY = Path("/dev/shm")
+REASONS = Path(__file__).with_suffix(".yaml")
 ENOUGH = 0.9
 NOTICED = ("killed", "timeout")
 
 COPIED = {"torch.no_grad", "lru_cache"}
 """Decorators under which a function may be copied; mutmut leaves every decorated function out."""
-
-REASONS: list[tuple[str, str]] = [
-    (r"strict=True.* -> .*(strict=(None|False)|, \))", "both sides are made of equal length; strict is a second lock"),
-    (
-        r"clamp_min\(1e-\d+\) .* -> |max\(norm, 1e-12\)",
-        "a guard against a division by zero, with another number",
-    ),
-    (r"dtype=torch\.float64.* -> .*(dtype=None|, \))", "the same dtype comes without it"),
-]
-"""A pattern on "function: line -> mutated line", and why such a mutant may live."""
 
 
 class Visitor(file_mutation.MutationVisitor):
@@ -75,18 +68,22 @@ def verdicts() -> dict[str, dict[str, str]]:
     return found
 
 
-def forget(names: list[str]) -> None:
-    """Drop the verdicts of mutants that were not noticed (of these names, if any), so that they are tried again, and
-    which tests are known to reach which function: mutmut adds new tests there, and not new functions."""
+def forget(names: list[str]) -> list[str]:
+    """Drop the verdicts of mutants that were not noticed (of these names, if any), which are returned, and which tests
+    are known to reach which function: mutmut adds new tests there, and not new functions."""
     Path("mutants/mutmut-stats.json").unlink(missing_ok=True)
+    forgotten = []
     for path in walk_mutatable_files():
         data = SourceFileMutationData(path=path)
         data.load()
         for name, code in data.exit_code_by_key.items():
             meant = not names or any(fnmatch(name, pattern) for pattern in names)
-            data.exit_code_by_key[name] = None if meant and status_by_exit_code[code] not in NOTICED else code
+            if meant and status_by_exit_code[code] not in (*NOTICED, "not checked"):
+                data.exit_code_by_key[name] = None
+                forgotten.append(name)
         if data.exit_code_by_key:
             data.save()
+    return forgotten
 
 
 def drawn(count: int) -> list[str]:
@@ -101,13 +98,20 @@ def plain_name(mutant: str) -> str:
     return f"{module}.{name[1:].strip('ǁ').replace('ǁ', '.')}" if "ǁ" in name else f"{module}.{name[2:]}"
 
 
+@cache
+def reasons() -> list[tuple[str, str]]:
+    """A pattern on "function: line -> mutated line", and why such a mutant may live."""
+    listed = yaml.safe_load(REASONS.read_text(encoding="utf-8"))
+    return [(pattern, entry["why"]) for entry in listed for pattern in entry["lines"]]
+
+
 def living(path: str, mutant: str, verdict: str) -> list[str]:
     """A mutant that was not noticed: its function, the line, what became of it, and why it may live."""
     lines = get_diff_for_mutant(mutant, path=path).splitlines()[2:]
     was, became = (" ".join(line[1:].strip() for line in lines if line[0] == sign).replace("`", "'") for sign in "-+")
     function = plain_name(mutant).removeprefix("reneg_core.")
     told = f"{function}: {was} -> {became}"
-    reason = next((reason for pattern, reason in REASONS if re.search(pattern, told)), "")
+    reason = next((reason for pattern, reason in reasons() if re.search(pattern, told)), "")
     return [
         f"`{function}`",
         f"`{was}`",
@@ -169,9 +173,11 @@ def main() -> int:
     parser.add_argument("--children", type=int, default=2)
     options = parser.parse_args()
     file_mutation.MutationVisitor = Visitor
+    names = options.names
     if options.again:
-        forget(options.names)
-    names = options.names or (drawn(options.sample) if options.sample else [])
+        names = forget(names)
+    elif options.sample:
+        names = drawn(options.sample)
     share = write({} if options.write else run(names, options.children))
     return 0 if share >= ENOUGH else 1
 

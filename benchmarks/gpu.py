@@ -124,7 +124,7 @@ def steps_of(name: str, args: argparse.Namespace, device: torch.device) -> dict[
             rows[way] = by_batch(lambda n, b=bench, x=x0_of: b.gradient(n, x), args)
             step = Step(1, bench.sampling, 1, "recomputed" in way)
             computed = footprint(bench.model, bench.reward, step, bench.one)
-            rows[way]["computed_gib"] = (computed.peak - computed.weights) / 2**30
+            rows[way]["computed_gib"] = computed.step / 2**30
         found[str(dtype).removeprefix("torch.")] = rows
         print(table(lines(rows), ("stage", "pictures", "s", "s a picture", "GiB")))
         del bench, rows

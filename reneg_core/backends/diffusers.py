@@ -17,14 +17,15 @@ from torch import Tensor
 
 from ..conventions import family_of_width
 from ..digests import DIGEST, digest_of, sha256_of
-from ..model import Branch, Conditioning, DiffusionModel
+from ..model import Branch, Conditioning, DiffusionModel, ForeseeingModel
 from ..settings import NATIVE, Sampling, Size
+from ..texts import Coming, Texts, stacked
 from .parameterisation import Parameterisation
 
 T = TypeVar("T")
 
 
-class DiffusersModel(DiffusionModel):
+class DiffusersModel(ForeseeingModel):
     """A diffusers pipeline as a :class:`DiffusionModel`; a family says what differs.
 
     conventions: names of the text conventions, told apart by width; network_class: the denoiser's class; denoiser: its
@@ -60,6 +61,7 @@ class DiffusersModel(DiffusionModel):
         self.family = family_of_width(self.width, self.conventions)
         self.max_tokens: int | None = None
         self.parameterisation = self._parameterisation()
+        self._texts: Texts | None = None
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False).eval()
@@ -115,6 +117,48 @@ class DiffusersModel(DiffusionModel):
     def encode(self, prompts: Sequence[str], gradient: bool = False) -> Conditioning:
         """Tokens ``[B,L,D]`` and pooled ``[B,P]`` float32, mask ``[B,L]`` int64, by the family's convention; prompts
         that are too long are cut. gradient: recorded, where something in the encoders requires it."""
+        if self._texts is not None and not gradient:
+            return stacked(self._texts.rows(prompts)).to(self.device)
+        return self._encoded(prompts, gradient)
+
+    @contextmanager
+    def foreseeing(self, coming: Coming) -> Iterator[None]:
+        """See :class:`~reneg_core.model.ForeseeingModel`. On a CPU nothing is moved, and nothing encoded ahead. Other
+        models that share an encoder with this one (LoRAs) must not encode within."""
+        before = self._texts
+        ahead = coming if self._accelerated else tuple
+        self._texts = Texts(lambda prompt: self._encoded([prompt]).to("cpu"), self._encoders, ahead)
+        try:
+            yield
+        finally:
+            self._texts = before
+            if before is None:
+                self._move_encoders(self.device)
+
+    @contextmanager
+    def _encoders(self) -> Iterator[None]:
+        """The text encoders come to the device, and leave it again."""
+        self._move_encoders(self.device)
+        try:
+            yield
+        finally:
+            self._move_encoders(torch.device("cpu"))
+
+    @property
+    def _accelerated(self) -> bool:
+        """Whether the device has a memory of its own."""
+        return self.device.type != "cpu"
+
+    def _move_encoders(self, device: torch.device) -> None:
+        if not self._accelerated:
+            return
+        for name, part in self.pipeline.components.items():
+            if name.startswith("text_encoder") and part is not None:
+                part.to(device)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _encoded(self, prompts: Sequence[str], gradient: bool = False) -> Conditioning:
         with _silenced(type(self.pipeline).__module__), torch.set_grad_enabled(gradient):
             found = self._encode(list(prompts))
         return Conditioning(

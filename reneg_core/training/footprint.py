@@ -32,7 +32,8 @@ SPARE = 3 << 28
 class Footprint:
     """Bytes of a training step at its heaviest moment.
 
-    weights: all networks; rollout: a guided pass without gradient; gradient: a gradient point, to the pictures and
+    weights: all networks but the text encoders, which are there (text) only while prompts are encoded, before the
+    steps; rollout: a guided pass without gradient; gradient: a gradient point, to the pictures and
     back; judging: what it holds when the reward looks at the pictures, and the reward's own passes.
     """
 
@@ -40,10 +41,16 @@ class Footprint:
     rollout: int
     gradient: int
     judging: int
+    text: int = 0
+
+    @property
+    def step(self) -> int:
+        """Beside the weights, once the prompts are encoded."""
+        return max(self.rollout, self.gradient, self.judging)
 
     @property
     def peak(self) -> int:
-        return self.weights + max(self.rollout, self.gradient, self.judging)
+        return self.weights + max(self.text, self.step)
 
 
 @dataclass(frozen=True)
@@ -93,8 +100,10 @@ def footprint(
     with _fused_attention():
         forward, _ = _counted(owned, rollout)
         both, held = _counted(owned, gradient)
-    weights = sum(tensor.nbytes for tensor in _weights(model, reward))
-    return Footprint(weights, forward, both, held + _of_reward(reward, images[0]))
+    parts = {name: part for name, part in model.pipeline.components.items() if isinstance(part, nn.Module)}
+    text = sum(_weights(part) for name, part in parts.items() if name.startswith("text_encoder"))
+    weights = sum(map(_weights, parts.values())) - text + (0 if reward is None else _weights(reward))
+    return Footprint(weights, forward, both, held + _of_reward(reward, images[0]), text)
 
 
 def fits(found: Callable[[int], Footprint], cards: tuple[int, ...] = CARDS) -> dict[int, int]:
@@ -102,9 +111,11 @@ def fits(found: Callable[[int], Footprint], cards: tuple[int, ...] = CARDS) -> d
 
     A step's memory is its share for every picture and what there is once, so two sizes tell all others.
     """
-    one, two = found(1).peak, found(2).peak
-    rooms = {card: (card << 30) - SPARE - one for card in cards}
-    return {card: 0 if room < 0 else 1 + room // max(two - one, 1) for card, room in rooms.items()}
+    one, more = found(1), max(found(2).step - found(1).step, 1)
+    rooms = {card: (card << 30) - SPARE - one.weights for card in cards}
+    return {
+        card: 0 if room < max(one.text, one.step) else 1 + (room - one.step) // more for card, room in rooms.items()
+    }
 
 
 def _shadow(model: DiffusersModel) -> DiffusersModel:
@@ -135,10 +146,8 @@ def _leaves(conditioning: Conditioning) -> Conditioning:
     return Conditioning(tokens, conditioning.mask, pooled)
 
 
-def _weights(model: DiffusersModel, reward: Reward | None) -> Iterator[Tensor]:
-    parts = [part for part in model.pipeline.components.values() if isinstance(part, nn.Module)]
-    for network in parts if reward is None else [*parts, reward]:
-        yield from chain(network.parameters(), network.buffers())
+def _weights(network: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in chain(network.parameters(), network.buffers()))
 
 
 def _of_reward(reward: Reward | None, images: Tensor) -> int:

@@ -41,7 +41,8 @@ def rehearse(trainer: Run, weights: Iterable[Tensor]) -> Rehearsal:
 
     def work() -> Rehearsal:
         trainer.prepare()
-        return measured(trainer, weights)
+        with trainer.foreseen(PARTS):
+            return measured(trainer, weights)
 
     return trainer.inside(work)
 

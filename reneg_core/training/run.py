@@ -6,7 +6,7 @@ A method (:class:`.trainer.Trainer`, :class:`reneg_core.texforce.TexForce`) says
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -197,6 +197,11 @@ class Run(ABC, Generic[C, L, R]):
         """The step from ``done`` on whose graph is largest."""
         return done
 
+    def foreseen(self, steps: int) -> AbstractContextManager[None]:
+        """Around what follows :meth:`prepare`: where the text encoder stays as it is, the prompts of the next ``steps``
+        steps and of a validation are encoded once, and it leaves the device."""
+        return nullcontext()
+
     # the run
 
     def run(self) -> R:
@@ -225,9 +230,10 @@ class Run(ABC, Generic[C, L, R]):
 
     def _run(self) -> R:
         self.prepare()
-        self.session.before(self)
-        self._begin()
-        reason = self._loop()
+        with self.foreseen(self.config.steps):
+            self.session.before(self)
+            self._begin()
+            reason = self._loop()
         if self.session.workers.rank == 0:
             self._save(self.files.final)
         return self._result(reason)

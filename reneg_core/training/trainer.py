@@ -1,5 +1,7 @@
 """Global training: one negative embedding for all prompts, by gradient ascent on a reward (arXiv 2412.19637)."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +13,7 @@ from torch import Tensor
 from ..embedding import NegativeEmbedding, load_embedding
 from ..model import Conditioning
 from ..sampling import check_branches
+from ..texts import foreseen
 from . import schedule
 from .config import EMBEDDING_SUFFIXES, TrainConfig
 from .identity import start_contents
@@ -81,6 +84,19 @@ class Trainer(Run[TrainConfig, Learner, TrainResult]):
         noise = model.noise(schedule.noise_seeds(config.seed, step, rows), sampling.size)
         batch = Batch(prompts, model.encode(prompts), noise)
         return reward_gradient(model, self.reward, batch, self.learner.negative(model.device), sampling, reach)
+
+    def foreseen(self, steps: int) -> AbstractContextManager[None]:
+        return foreseen(self.model, partial(self._coming, steps))
+
+    def _coming(self, steps: int) -> Iterator[str]:
+        """The prompts of this process from now on: of a validation, of steps, of further validations."""
+        config, share = self.config, self.session.workers.share
+        validation = self.validator.pairs(share(range(config.validation_pairs)))[0]
+        yield from validation
+        rows = share(range(config.batch_size))
+        for step in range(self.progress.step, min(self.progress.step + steps, config.steps)):
+            yield from schedule.batch_prompts(self.prompts.train, config.seed, step, config.batch_size, rows)
+        yield from validation
 
     def trial(self, step: int, rows: range) -> None:
         self.part_gradient(step, rows).tokens.cpu()

@@ -59,11 +59,14 @@ def test_nothing_is_run_and_nothing_is_changed(model) -> None:
 def test_every_part_is_counted(model) -> None:
     found = footprint(model, None, STEP)
     parts = [part for part in model.pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    assert found.weights == sum(p.nbytes for part in parts for p in (*part.parameters(), *part.buffers()))
+    encoder = model.pipeline.text_encoder
+    assert found.text == sum(p.nbytes for p in (*encoder.parameters(), *encoder.buffers())) > 0
+    assert found.weights + found.text == sum(p.nbytes for part in parts for p in (*part.parameters(), *part.buffers()))
     pictures = 2 * 3 * 48 * 64 * 4
     assert pictures < found.rollout < found.gradient and found.peak == found.weights + found.gradient
     judged = footprint(model, load_reward("sharpness"), STEP)
     assert judged.judging == found.judging
+    assert Footprint(1, 5, 7, 9, 8).peak == 10 and Footprint(1, 5, 7, 9, 11).peak == 12
     assert Footprint(1, 5, 7, 9).peak == 10 and Footprint(1, 5, 9, 7).peak == 10 and Footprint(1, 9, 5, 7).peak == 10
 
 
@@ -105,5 +108,12 @@ def test_what_fits_on_a_card() -> None:
     """2 GiB once and 1.5 GiB a picture: of 8 GiB 7.25 are there, which hold 3 pictures."""
     found = fits(lambda rows: Footprint(2 << 30, 0, rows * (3 << 29), 0))
     assert found == {8: 3, 12: 6, 16: 8, 24: 14} and SPARE == 0.75 * 2**30 and CARDS == (8, 12, 16, 24)
-    assert fits(lambda rows: Footprint((29 << 28) - rows, 0, rows, 0), (8,)) == {8: 1}, "not a byte more"
+    assert fits(lambda rows: Footprint((29 << 28) - 1, 0, rows, 0), (8,)) == {8: 1}, "not a byte more"
     assert fits(lambda rows: Footprint((29 << 28) + 1, 0, rows, 0), (8,)) == {8: 0}
+
+
+def test_a_text_encoder_must_fit_too_but_takes_nothing_from_the_step() -> None:
+    """2 GiB of weights and 1 GiB a picture: 7.25 hold 5, beside an encoder of 5.25 and not of a byte more."""
+    for spare, rows in ((0, 5), (1, 0)):
+        text = (21 << 28) + spare
+        assert fits(lambda count, text=text: Footprint(2 << 30, 0, count << 30, 0, text), (8,)) == {8: rows}

@@ -4,9 +4,8 @@ Work runs inside the host's own sampling call, so that patches, hooks, wrappers 
 for every sampler; only the loop in between is the core's.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from reneg_core.digests import DIGEST, digest_of, sha256_of
 from reneg_core.model import Branch, Conditioning, DiffusionModel, TunableModel
 from reneg_core.sampling import NATIVE, Sampling, Size
+from reneg_core.texts import Coming, Texts
 
 from .checks import check_loaded, check_trainable, explained
 from .families import check_encoder, facts_of, family_of_model, name_of
@@ -34,7 +34,6 @@ from .text import encode_alone, family_of
 from .tuning import TunedText
 
 T = TypeVar("T")
-CACHED_PROMPTS = 512
 PROBE = "a photograph of 7 red foxes, snow; watercolour"
 PICTURE = Size(512, 512)
 GRADIENT_MEMORY = 4  # a pass with gradient keeps about this many times what the host estimates for one without
@@ -74,7 +73,7 @@ class HostModel(TunableModel):
         self._latents = Latents(model, vae, replace(size, frames=self._frames))
         self._batch, self._passing = batch, passing
         self._checkpoints = Checkpoints(passing)
-        self._prompts: OrderedDict[str, Conditioning] = OrderedDict()
+        self._texts = Texts(self._encode_one, self._beside_the_model)
         self._guider: Any = None
         self._tuned: TunedText | None = None
         self.device = model.load_device
@@ -134,7 +133,8 @@ class HostModel(TunableModel):
         """
         self._active()
         if self._tuned is None:
-            self._tuned = TunedText(self._clip)
+            with self._beside_the_model():
+                self._tuned = TunedText(self._clip)
         return self._tuned.encoders
 
     def _forget_tuning(self) -> None:
@@ -144,24 +144,41 @@ class HostModel(TunableModel):
         """Conditioning of each prompt as the host encodes it; a mask tells it from its padding where lengths differ, or
         where the family's convention is longer than what the host encodes. gradient: see :class:`TunableModel`."""
         if self._tuned is None:
-            return joined([self._encode_one(prompt) for prompt in prompts], self._padding)
+            return joined([row.to(self.device) for row in self._texts.rows(prompts)], self._padding)
         with self._passing():
             parts = [self._tuned.encode(prompt, gradient).to(self.device) for prompt in prompts]
         return joined([self._read(part) for part in parts])
 
-    def _encode_one(self, prompt: str) -> Conditioning:
-        if prompt in self._prompts:
-            self._prompts.move_to_end(prompt)
-        else:
-            self._prompts[prompt] = self._encode_needed(prompt)
-            if len(self._prompts) > CACHED_PROMPTS:
-                self._prompts.popitem(last=False)
-        return self._prompts[prompt].to(self.device)
+    @property
+    def _accelerated(self) -> bool:
+        """Whether the device has a memory of its own."""
+        return self.device.type != "cpu"
 
-    def _encode_needed(self, prompt: str) -> Conditioning:
+    def _encode_one(self, prompt: str) -> Conditioning:
         with self._passing():
             part = encode_alone(self._clip, prompt).to("cpu")
         return self._read(part)
+
+    @contextmanager
+    def _beside_the_model(self) -> Iterator[None]:
+        """The host loads the CLIP and, where memory is short, sends away for it what is running: that comes back, and
+        for it the host sends the CLIP away."""
+        try:
+            yield
+        finally:
+            if self._guider is not None:
+                self._load()
+
+    @contextmanager
+    def foreseeing(self, coming: Coming) -> Iterator[None]:
+        """See :class:`~reneg_core.model.ForeseeingModel`; on a CPU nothing is encoded ahead."""
+        before = self._texts.coming
+        if self._accelerated:
+            self._texts.coming = coming
+        try:
+            yield
+        finally:
+            self._texts.coming = before
 
     def _read(self, part: Conditioning) -> Conditioning:
         """Without the pooled vector where the denoiser has no use for it."""
@@ -278,7 +295,7 @@ class HostModel(TunableModel):
 
     def contents(self) -> dict[str, str]:
         """See :class:`DiffusionModel`; the text encoder by what it makes of a prompt, which counts its patches in."""
-        part = self._encode_one(PROBE)
+        [part] = self._texts.rows([PROBE])
         tensors = {"tokens": part.tokens, "mask": part.mask, "pooled": part.pooled}
         return {
             "precision": str(self.dtype).removeprefix("torch."),

@@ -20,8 +20,8 @@ from ..training.footprint import Footprint, Step, fits, footprint
 from ..training.rehearsal import Rehearsal, rehearse
 from ..training.run_config import JobConfig, RunConfig, load_run_config, recipe_names
 from ..training.run_folder import RunFolder
-from ..training.workers import Workers, pick_workers
-from .common import ProgressObserver, graceful_stop, read_prompts, setting_lines
+from ..training.workers import Workers, device_of, processes
+from .common import ProgressObserver, graceful_stop, read_prompts, say_how_many, setting_lines
 
 J = TypeVar("J", bound=JobConfig)
 DESCRIPTION = """\
@@ -72,11 +72,21 @@ def settings_help(config: JobConfig, page: str) -> str:
 def run(args: argparse.Namespace, kind: type[JobConfig] = RunConfig) -> int:
     """Train as the configuration says; exit code 0 when done, 130 when stopped by a signal."""
     config = run_config(args, kind)
-    folder, workers = RunFolder(config.output), pick_workers(config.device)
+    with processes(config.device) as workers:
+        return _run(args, config, workers, kind)
+
+
+def _run(args: argparse.Namespace, config: JobConfig, workers: Workers, kind: type[JobConfig]) -> int:
+    folder = RunFolder(config.output)
     quiet = workers.rank != 0
-    if not quiet:
-        check_output(folder, args.resume)
-    job = prepare(config, workers)
+    say_how_many(workers)
+
+    def checked() -> Job:
+        if not quiet:
+            check_output(folder, args.resume)
+        return prepare(config, workers)
+
+    job = workers.together(checked)
     if args.dry_run:
         trainer = job.trainer(config, Session(resume=args.resume, workers=workers, say=say))
         return 0 if quiet else report_dry_run(config, job, rehearse(trainer, job.weights()))
@@ -161,7 +171,7 @@ def prepare(config: JobConfig, workers: Workers) -> Job:
     from ..backends.loras import with_loras
 
     prompts = training_prompts(config)
-    device = str(getattr(workers, "device", config.device))
+    device = device_of(workers, config.device)
     plain = load_model(config.model, device=device, dtype=config.dtype, config=config.model_config or None)
     model = with_loras(plain, parse_loras(config.loras))
     dtype = PRECISIONS[config.reward_dtype]

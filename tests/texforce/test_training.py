@@ -346,10 +346,11 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     script = tmp_path / "share.py"
     script.write_text(
         "import sys\nfrom dataclasses import replace\nfrom pathlib import Path\n"
-        "from reneg_core.training.workers import pick_workers\nfrom tunable import QUICK, tuning\n"
-        "for name, config in (('policy', QUICK), ('thin', replace(QUICK, updates=8)),\n"
-        "                     ('direct', replace(QUICK, route='direct'))):\n"
-        "    tuning(Path(sys.argv[1]) / name, config, workers=pick_workers('cpu')).run()\n"
+        "from reneg_core.training.workers import processes\nfrom tunable import QUICK, tuning\n"
+        "with processes('cpu') as workers:\n"
+        "    for name, config in (('policy', QUICK), ('thin', replace(QUICK, updates=8)),\n"
+        "                         ('direct', replace(QUICK, route='direct'))):\n"
+        "        tuning(Path(sys.argv[1]) / name, config, workers=workers).run()\n"
     )
     tests = Path(__file__).resolve().parents[1]
     paths = [str(tests.parent), str(tests), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]

@@ -16,6 +16,7 @@ from ..model import DiffusionModel
 from ..rewards import Reward, load_reward
 from ..rewards.precision import PRECISIONS
 from ..training import Prompts, Run, Session, split_prompts
+from ..training.config import AHEAD, LEAP, recorded_passes
 from ..training.footprint import Footprint, Step, fits, footprint
 from ..training.rehearsal import Rehearsal, rehearse
 from ..training.run_config import JobConfig, RunConfig, load_run_config, recipe_names
@@ -204,10 +205,12 @@ def report_dry_run(config: JobConfig, job: Job, found: Rehearsal) -> int:
 def memory_lines(config: RunConfig, job: Job) -> list[str]:
     """What a step takes at this size by its tensors' shapes, and the micro-batches that cards of some sizes hold."""
     left = config.sampling.steps - config.gradient_window[0]
-    heaviest = min(config.through or left, left)
+    through = config.through if config.through == LEAP else recorded_passes(config.through, left)
 
     def of(rows: int, recompute: bool) -> Footprint:
-        return footprint(job.model, job.reward, Step(rows, config.sampling, heaviest, recompute, config.judged_frames))
+        together = min(config.rollout_batch or AHEAD * rows, config.batch_size)
+        step = Step(rows, config.sampling, through, recompute, config.judged_frames, together)
+        return footprint(job.model, job.reward, step)
 
     here = of(config.micro_batch, config.checkpointing)
     lines = [f"        {here.peak / 2**20:,.0f} MiB computed for micro_batch {config.micro_batch}; what fits a card:"]

@@ -48,14 +48,16 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Step:
-    """What decides a step's memory: pictures at once, the sampling with its size, the denoising steps that a gradient
-    passes through (0: to the end), whether activations are recomputed, and how many frames of a video are judged."""
+    """What decides a step's memory: pictures at once, the sampling with its size, what a gradient passes through (see
+    :class:`.objective.Reach`), whether activations are recomputed, how many frames of a video are judged, and pictures
+    at once where no gradient is needed (0: as many)."""
 
     micro_batch: int
     sampling: Sampling
-    through: int = 1
+    through: int | str = 1
     recompute: bool = False
     frames: int = FRAMES
+    rollout: int = 0
 
 
 def footprint(
@@ -75,14 +77,16 @@ def footprint(
     images: list[Tensor] = []
 
     def rollout(_: Callable[[], int]) -> None:
+        together = one.to(META).expand(max(step.rollout, step.micro_batch), *one.shape[1:])
         with torch.no_grad():
-            guided_denoise(shadow, x, sigmas[0], conditioning, conditioning, step.sampling.guidance, 0.5)
+            guided_denoise(shadow, together, sigmas[0], conditioning, conditioning, step.sampling.guidance, 0.5)
 
     def gradient(live: Callable[[], int]) -> int:
         leaves = _leaves(conditioning)
         index = 0 if step.through != 1 else len(sigmas) - 2
         way, state = Way(shadow, sigmas, conditioning, leaves, step.sampling), State(x, index)
-        images.append(shadow.decode(way.ahead(state, way.recorded(state), step.through), step.frames))
+        x0 = way.recorded(state, way.positive_x0(state))
+        images.append(shadow.decode(way.ahead(state, x0, step.through), step.frames))
         held = live()
         wanted = [part for part in (leaves.tokens, leaves.pooled) if part is not None]
         torch.autograd.grad(images[0], wanted, torch.empty_like(images[0]))

@@ -16,7 +16,7 @@ from .config import EMBEDDING_SUFFIXES, TrainConfig
 from .identity import start_contents
 from .judging import check_reward
 from .learner import Learner
-from .objective import Batch, Reach, RewardGradient, reward_gradient
+from .objective import Batch, Parts, Reach, RewardGradient, reward_gradient
 from .results import TrainResult
 from .run import Origin, Run, Session, Stopped
 from .state import PART_NAMES
@@ -63,27 +63,47 @@ class Trainer(Run[TrainConfig, Learner, TrainResult]):
         config = self.config
         totals = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in self.learner.parameters.items()}
         reward = torch.zeros(1, dtype=torch.float64)
-        for part in self._parts("step", range(config.batch_size), partial(self.part_gradient, self.progress.step)):
+        workers = self.session.workers
+        own = workers.share(range(config.batch_size))
+        for part in self._cut(own, "rollout_batch", partial(self._share, own)):
             for name in totals:
                 totals[name] += getattr(part, name).cpu().double()
             reward += part.rewards.mean(0).sum().cpu().double()
-        workers = self.session.workers
         totals = {name: workers.sum(total) / config.batch_size for name, total in totals.items()}
         return totals, (workers.sum(reward) / config.batch_size).item()
 
-    def part_gradient(self, step: int, rows: range) -> RewardGradient:
+    def _share(self, own: range, rows: range) -> RewardGradient:
+        """What ``rows`` of ``own``, this process's rows of the step's batch, contribute."""
+        done = own.index(rows[0])
+
+        def told(count: int) -> None:
+            nonlocal done
+            done += count
+            self.session.progress("step", done, len(own))
+
+        parts = Parts(self.progress.micro_batch, partial(self._halved, "micro_batch"), self._pulse, told)
+        return self.part_gradient(self.progress.step, rows, parts)
+
+    def part_gradient(self, step: int, rows: range, parts: Parts) -> RewardGradient:
         """What ``rows`` of the batch of ``step`` contribute; the model must be set up (:meth:`inside`)."""
         config, model = self.config, self.model
         sampling = config.jitter.draw(config.sampling, config.seed, step)
-        points = schedule.gradient_points(config.window_of(sampling), config.points, config.seed, step)
+        points = schedule.points_of(config, sampling, step, rows)
         reach = Reach(points, config.through, loss_scale=self.scale.value, frames=config.judged_frames)
         prompts = schedule.batch_prompts(self.prompts.train, config.seed, step, config.batch_size, rows)
         noise = model.noise(schedule.noise_seeds(config.seed, step, rows), sampling.size)
         batch = Batch(prompts, model.encode(prompts), noise)
-        return reward_gradient(model, self.reward, batch, self.learner.negative(model.device), sampling, reach)
+        return reward_gradient(model, self.reward, batch, self.learner.negative(model.device), sampling, reach, parts)
+
+    @property
+    def rows_at_once(self) -> int:
+        return self.config.rollout_rows
 
     def trial(self, step: int, rows: range) -> None:
-        self.part_gradient(step, rows).tokens.cpu()
+        def halved(size: int) -> None:
+            self.progress.micro_batch = size
+
+        self.part_gradient(step, rows, Parts(self.progress.micro_batch, halved)).tokens.cpu()
 
     def heaviest(self, done: int) -> int:
         return max(range(done, done + 50), key=partial(schedule.recorded_steps, self.config))

@@ -39,12 +39,13 @@ MOVES = {
     "learning_rate": 0.04, "betas": (0.8, 0.999), "sampling": replace(SAMPLING, solver="euler"), "window": (3, 6),
     "points": 1, "through": 1, "jitter": Jitter(steps=(4, 8)), "steps": 5, "batch_size": 5, "warmup": 2,
     "weight_decay": 0.5, "gradient_clip": 1e-3, "init": "ugly", "norm_limit": 0.05, "seed": 1,
+    "draws": 2,
 }  # fmt: skip
 """Settings that change what is learned, each with another value."""
 
 SAME = {
     "micro_batch": 1, "checkpointing": True, "checkpoint_every": 5, "checkpoint_minutes": 1e-6, "keep_checkpoints": 1,
-    "judged_frames": 1,
+    "judged_frames": 1, "rollout_batch": 1,
 }  # fmt: skip
 """Settings that change memory and files only, or videos only."""
 

@@ -27,7 +27,8 @@ def recorded(model: object, step: Step) -> int:
     wanted = [part.requires_grad_() for part in (leaves.tokens, leaves.pooled) if part is not None]
     way, state = Way(model, sigmas, one, leaves, SAMPLING), State(noise, 3 if step.through == 1 else 0)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        images = model.decode(way.ahead(state, way.recorded(state), step.through))
+        x0 = way.recorded(state, way.positive_x0(state))
+        images = model.decode(way.ahead(state, x0, step.through))
         torch.autograd.grad(images, wanted, torch.ones_like(images))
         del images
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]

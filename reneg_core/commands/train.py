@@ -195,7 +195,7 @@ def report_dry_run(config: JobConfig, job: Job, found: Rehearsal) -> int:
         print(line)
     print(
         f"time:   about {found.step:,.1f} s a step and {found.validation:,.1f} s a validation, "
-        f"{duration(found.total)} in all without loading (mean of {found.parts} micro-batches of first steps and of "
+        f"{duration(found.total)} in all without loading (mean of {found.parts} parts of first steps and of "
         f"{found.checks} of a validation, timed here and now)"
     )
     print("checked: settings, prompts, weights, start, rewards and their gradient, room in the output folder")

@@ -20,7 +20,7 @@ from .names import normalised
 from .prompts import Prompts
 
 HOW_OFTEN = {"checkpoint_every", "checkpoint_minutes", "keep_checkpoints"}
-FREE = frozenset({"steps", "patience", "init", "micro_batch", "checkpointing", *HOW_OFTEN})
+FREE = frozenset({"steps", "patience", "init", "micro_batch", "rollout_batch", "checkpointing", *HOW_OFTEN})
 """Settings that a resumed run may change: steps and patience as :mod:`.extending` says, ``init`` where it names
 the same contents, the others because no result depends on them."""
 SHOWN = 3

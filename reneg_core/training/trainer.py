@@ -112,6 +112,8 @@ class Trainer(Run[TrainConfig, Learner, TrainResult]):
         """The best embedding so far with its provenance."""
         config, best = self.config, self.progress.best
         training = {"window": list(config.gradient_window), "points": config.points, "through": config.through}
+        if config.draws > 1:
+            training["draws"] = config.draws
         if config.jitter:
             training["jitter"] = config.jitter.to_mapping()
         tokens, pooled = (best.get(name) for name in PART_NAMES)

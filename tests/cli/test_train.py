@@ -128,7 +128,7 @@ def test_a_dry_run_says_what_it_rests_on(tmp_path: Path, capsys) -> None:
     assert main(["train", *QUICK, f"output={tmp_path}/run", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"about [\d.]+ s a step and [\d.]+ s a validation, \d+ s in all without loading", printed)
-    assert re.search(r"mean of \d micro-batches of first steps and of \d of a validation", printed)
+    assert re.search(r"mean of \d parts of first steps and of \d of a validation", printed)
     assert re.search(
         r"[\d,]+ MiB computed for micro_batch \d+; what fits a card:\n +checkpointing=false: micro_b", printed
     )

@@ -90,6 +90,11 @@ def test_more_of_anything_takes_more(model) -> None:
     assert footprint(model, None, replace(STEP, through=2)).gradient > 1.2 * plain
     everything = footprint(model, None, replace(STEP, through=0)).gradient
     assert everything == footprint(model, None, replace(STEP, through=4)).gradient > 2 * plain
+    assert footprint(model, None, replace(STEP, through="leap")).gradient == pytest.approx(
+        footprint(model, None, replace(STEP, through=2)).gradient, rel=0.01
+    )
+    alone, together = footprint(model, None, STEP), footprint(model, None, replace(STEP, rollout=8))
+    assert together.rollout == pytest.approx(4 * alone.rollout, rel=0.1) and together.gradient == alone.gradient
 
 
 def test_shapes_are_enough(model) -> None:

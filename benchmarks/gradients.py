@@ -22,7 +22,7 @@ from reneg_core.training import Batch, Reach, reward_gradient
 from reneg_core.training.config import recorded_passes
 from reneg_core.training.schedule import points_of
 
-PICTURES, AT_ONCE, BATCH, WINDOW = 96, 16, 16, (2, 10)
+PICTURES, AT_ONCE, BATCH, WINDOW = 48, 16, 16, (2, 10)
 DRAWS, BATCHES, AGAIN = (1, 2, 4, 8, 16), 400, 8
 POINTS, REACHES = (0, 2, 5), (1, 2, 3, "leap")
 

@@ -137,8 +137,13 @@ class DiffusionModel(Protocol):
         """
         ...
 
-    def checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in the backward pass of the denoiser and the decoder to save memory."""
+    def pixels(self, size: Size = NATIVE, frames: int = 0) -> int:
+        """How many pixels :meth:`decode` computes for one row of latents of ``size``."""
+        ...
+
+    def checkpointing(self, enabled: bool, decoder: bool | None = None) -> None:
+        """Recompute activations in the backward pass of the denoiser, and of the decoder (None: likewise), to save
+        memory."""
         ...
 
     def digest(self) -> str:

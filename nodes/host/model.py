@@ -261,16 +261,26 @@ class HostModel(TunableModel):
         with self._passing():
             return self._latents.decode(raw, frames)
 
-    def checkpointing(self, enabled: bool) -> None:
-        """Recompute the denoiser's and the decoder's blocks in the backward pass."""
-        if not enabled and self._family.plain:
-            self._checkpoints.restore()
-        elif enabled:
-            decoder = getattr(self._vae.first_stage_model, "decoder", self._vae.first_stage_model)
+    def pixels(self, size: Size = NATIVE, frames: int = 0) -> int:
+        """See :class:`DiffusionModel`; of a clip all frames are decoded."""
+        height, width = self._latents.shape(size)[-2:]
+        return height * width * self._latents.factor**2 * (size.frames or self._frames)
+
+    def checkpointing(self, enabled: bool, decoder: bool | None = None) -> None:
+        """Recompute the denoiser's and the decoder's blocks in the backward pass; always where blocks change what they
+        saved."""
+        vae, must = self._vae.first_stage_model, not self._family.plain
+        network = getattr(vae, "decoder", vae)
+        self._checkpoints.restore()
+        if enabled or must:
             opened = (TimestepEmbedSequential,)  # the UNets call its members, not itself
-            blocks = blocks_of(self._patcher.model.diffusion_model, opened)
-            for block in blocks if keeps_state(decoder) else [*blocks, *blocks_of(decoder)]:
-                self._checkpoints.wrap(block)
+            self._recompute(blocks_of(self._patcher.model.diffusion_model, opened))
+        if (must or (enabled if decoder is None else decoder)) and not keeps_state(network):
+            self._recompute(blocks_of(network))
+
+    def _recompute(self, blocks: list[nn.Module]) -> None:
+        for block in blocks:
+            self._checkpoints.wrap(block)
 
     def digest(self) -> str:
         """SHA-256 over the denoiser's weights as they are loaded, LoRAs included."""

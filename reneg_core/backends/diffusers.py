@@ -190,14 +190,21 @@ class DiffusersModel(DiffusionModel):
 
     def decode(self, latents: Tensor, frames: int = 0) -> Tensor:
         """Latents ``[B,C,h,w]`` to pictures ``[B,3,H,W]`` float32 in [0,1]; for videos see :mod:`.video`."""
-        vae = self.pipeline.vae
-        latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-        return unit(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
+        return decoded(self.pipeline.vae, latents)
 
-    def checkpointing(self, enabled: bool) -> None:
+    def pixels(self, size: Size = NATIVE, frames: int = 0) -> int:
+        return math.prod(self._latent_sides(size)[-2:]) * self._factor**2
+
+    def checkpointing(self, enabled: bool, decoder: bool | None = None) -> None:
         """Switch activation checkpointing of the denoiser and the VAE decoder."""
-        for network in (self.network, self.pipeline.vae):
-            (network.enable_gradient_checkpointing if enabled else network.disable_gradient_checkpointing)()
+        self._recompute(enabled)
+        vae, wanted = self.pipeline.vae, enabled if decoder is None else decoder
+        (vae.enable_gradient_checkpointing if wanted else vae.disable_gradient_checkpointing)()
+
+    def _recompute(self, enabled: bool) -> None:
+        """Switch activation checkpointing of the denoiser."""
+        network = self.network
+        (network.enable_gradient_checkpointing if enabled else network.disable_gradient_checkpointing)()
 
     def digest(self) -> str:
         """SHA-256 over the denoiser's weights in name order: the same model from a folder or a file, per dtype."""
@@ -217,6 +224,13 @@ class DiffusersModel(DiffusionModel):
             **{name.replace("_", " "): found for name, found in encoders.items()},
             **{name.replace("_", " "): DIGEST + found for name, found in vocabularies.items()},
         }
+
+
+def decoded(vae: Any, latents: Tensor) -> Tensor:
+    """Pictures ``[B,3,H,W]`` float32 in [0,1] that diffusers' ``vae`` makes of a denoiser's latents ``[B,C,h,w]``, by
+    the scale and the shift of its configuration, as diffusers' pipelines do."""
+    latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+    return unit(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
 
 
 def unit(pixels: Tensor) -> Tensor:

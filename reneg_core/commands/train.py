@@ -16,6 +16,7 @@ from ..model import DiffusionModel
 from ..rewards import Reward, load_reward
 from ..rewards.precision import PRECISIONS
 from ..training import Prompts, Run, Session, split_prompts
+from ..training.decoding import EXACT, FULL, RECOMPUTED
 from ..training.footprint import Footprint, Step, fits, footprint
 from ..training.rehearsal import Rehearsal, rehearse
 from ..training.run_config import JobConfig, RunConfig, load_run_config, recipe_names
@@ -206,15 +207,18 @@ def memory_lines(config: RunConfig, job: Job) -> list[str]:
     left = config.sampling.steps - config.gradient_window[0]
     heaviest = min(config.through or left, left)
 
-    def of(rows: int, recompute: bool) -> Footprint:
-        return footprint(job.model, job.reward, Step(rows, config.sampling, heaviest, recompute, config.judged_frames))
+    def of(rows: int, recompute: bool, decoder: str) -> Footprint:
+        step = Step(rows, config.sampling, heaviest, recompute, config.judged_frames, decoder)
+        return footprint(job.model, job.reward, step)
 
-    here = of(config.micro_batch, config.checkpointing)
+    here = of(config.micro_batch, config.checkpointing, config.decoder)
     lines = [f"        {here.peak / 2**20:,.0f} MiB computed for micro_batch {config.micro_batch}; what fits a card:"]
-    for recompute in (False, True):
-        sizes = fits(lambda rows, recompute=recompute: of(rows, recompute))
+    own = () if config.decoder in EXACT else (config.decoder,)
+    ways = {f"decoder={decoder}": (False, decoder) for decoder in (FULL, RECOMPUTED, *own)}
+    for name, way in {**ways, "checkpointing=true": (True, FULL)}.items():
+        sizes = fits(lambda rows, way=way: of(rows, *way))
         held = ", ".join(f"{card} GB {rows or 'nothing'}" for card, rows in sizes.items())
-        lines.append(f"        checkpointing={str(recompute).lower()}: micro_batch at most {held}")
+        lines.append(f"        {name}: micro_batch at most {held}")
     return lines
 
 

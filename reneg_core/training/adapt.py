@@ -14,8 +14,10 @@ from ..embedding import NegativeEmbedding
 from ..model import Conditioning, DiffusionModel
 from ..rewards import Reward
 from ..sampling import Sampling, sample
+from ..seeds import derive_seed
 from . import schedule
 from .config import AdaptConfig
+from .decoding import Decode, Decoder, Decoding, recomputing
 from .judging import score
 from .loss_scale import loss_scale_for
 from .memory import micro_batches
@@ -86,19 +88,18 @@ def adapt(
     start.require(model.family, model.width, model.max_tokens)
 
     def prepared(model: DiffusionModel) -> list[AdaptResult]:
+        decoding = Decoder.read(config.decoder).load(model)
+
         def work(rows: range) -> AdaptResult:
-            part, noise = [prompts[i] for i in rows], model.noise([seeds[i] for i in rows], config.sampling.size)
-            pairs = _Pairs(part, model.encode(part), noise)
+            part, own = [prompts[i] for i in rows], [seeds[i] for i in rows]
+            pairs = _Pairs(part, model.encode(part), model.noise(own, config.sampling.size), own, decoding)
             result = _adapt_batch(model, reward, pairs, start.conditioning(), config, should_stop or (lambda: False))
             if progress:
                 progress(len(rows))
             return result
 
-        model.checkpointing(config.checkpointing)
-        try:
+        with recomputing(model, config):
             return list(micro_batches(range(len(prompts)), config.micro_batch, work))
-        finally:
-            model.checkpointing(False)
 
     parts = model.run(prepared)
     tokens, rewards = torch.cat([p.negatives.tokens for p in parts]), torch.cat([p.rewards for p in parts])
@@ -140,6 +141,11 @@ class _Pairs:
     prompts: list[str]
     positive: Conditioning
     noise: Tensor
+    seeds: list[int]
+    decoding: Decoding
+
+    def decode(self, model: DiffusionModel, rows: Tensor, step: int) -> Decode:
+        return self.decoding.of(model, [derive_seed(self.seeds[row], step) for row in rows])
 
     def batch(self, rows: Tensor) -> Batch:
         return Batch([self.prompts[row] for row in rows], self.positive[rows], self.noise[rows])
@@ -163,7 +169,8 @@ def _adapt_batch(
         rest = (_repeat(part, len(alive)) for part in (start.mask, start.pooled))
         negative, batch = Conditioning(current, *rest).to(model.device), pairs.batch(alive)
         try:
-            images, scores, gradients = _visit(model, reward, batch, negative, config, step, scale.value)
+            decode = pairs.decode(model, alive, step)
+            images, scores, gradients = _visit(model, reward, batch, negative, config, step, scale.value, decode)
         except Stopped:
             if best is not None:
                 break
@@ -193,12 +200,13 @@ def _visit(
     config: AdaptConfig,
     step: int,
     loss_scale: float,
+    decode: Decode,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The finished pictures, their rewards and the gradient there, on the CPU; after the last step none is needed."""
     if step == config.steps:
         return *_finished(model, reward, batch, negative, config), None
     points = schedule.gradient_points(config.window_of(config.sampling), config.points, "adapt", step)
-    reach = Reach(points, config.through, complete=True, loss_scale=loss_scale, frames=config.judged_frames)
+    reach = Reach(points, config.through, True, loss_scale, config.judged_frames, decode)
     found = reward_gradient(model, reward, batch, negative, config.sampling, reach)
     return found.images.cpu(), found.final_rewards.cpu(), found.tokens.cpu()
 

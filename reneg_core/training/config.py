@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from ..clips import FRAMES
 from ..sampling import Jitter, Sampling
 from ..typed import read
+from .decoding import AUTO, Decoder
 from .names import normalised
 
 EMBEDDING_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
@@ -31,14 +32,16 @@ class ClimbConfig:
     """What all climbing on a reward has in common, and how its settings are read, written and checked.
 
     learning_rate, betas: AdamW's; sampling: how pictures are made (the paper: 30 DDIM steps, guidance scale 7.5);
-    checkpointing: recompute activations of denoiser, decoder and reward in the backward pass; judged_frames: of a
-    video, how many frames are decoded and judged, evenly spaced (0 = all).
+    checkpointing: recompute activations of denoiser and decoder in the backward pass; decoder: what decodes the
+    pictures that gradients come from (:mod:`.decoding`); judged_frames: of a video, how many frames are decoded and
+    judged, evenly spaced (0 = all).
     """
 
     learning_rate: float = 5e-3
     betas: tuple[float, float] = (0.9, 0.999)
     sampling: Sampling = field(default_factory=Sampling)
     checkpointing: bool = False
+    decoder: str = AUTO
     judged_frames: int = FRAMES
 
     def __post_init__(self) -> None:
@@ -80,6 +83,10 @@ class ClimbConfig:
             found.append(f"learning_rate: got {self.learning_rate}, expected more than 0, for example 5e-3.")
         if not all(0 <= beta < 1 for beta in self.betas):
             found.append(f"betas: got {self.betas}, expected two numbers from 0 to below 1.")
+        try:
+            Decoder.read(self.decoder)
+        except ValueError as error:
+            found.append(f"decoder: {error}")
         return found + self.below(0, "judged_frames")
 
     def below(self, low: int, names: str) -> list[str]:

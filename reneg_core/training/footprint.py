@@ -19,6 +19,7 @@ from ..clips import FRAMES
 from ..model import Conditioning
 from ..rewards import Reward
 from ..sampling import Sampling, State, guided_denoise
+from .decoding import FULL, Decoder
 from .objective import Way
 
 META = torch.device("meta")
@@ -49,13 +50,15 @@ class Footprint:
 @dataclass(frozen=True)
 class Step:
     """What decides a step's memory: pictures at once, the sampling with its size, the denoising steps that a gradient
-    passes through (0: to the end), whether activations are recomputed, and how many frames of a video are judged."""
+    passes through (0: to the end), whether activations are recomputed, how many frames of a video are judged, and what
+    decodes (:mod:`.decoding`)."""
 
     micro_batch: int
     sampling: Sampling
     through: int = 1
     recompute: bool = False
     frames: int = FRAMES
+    decoder: str = FULL
 
 
 def footprint(
@@ -69,8 +72,11 @@ def footprint(
     """
     sigmas, one = model.sigmas(step.sampling), model.noise([0], step.sampling.size)
     conditioning = _on_meta(model.encode([""]) if conditioning is None else conditioning)
-    shadow = _shadow(model)
-    shadow.checkpointing(step.recompute)
+    shadow, decoder = _shadow(model), Decoder.read(step.decoder)
+    pixels = step.micro_batch * model.pixels(step.sampling.size, step.frames)
+    shadow.checkpointing(step.recompute, step.recompute or decoder.recomputes(pixels))
+    decoding = decoder.load(shadow)
+    decode = decoding.of(shadow, range(step.micro_batch))
     x = one.to(META).expand(step.micro_batch, *one.shape[1:])
     images: list[Tensor] = []
 
@@ -82,18 +88,18 @@ def footprint(
         leaves = _leaves(conditioning)
         index = 0 if step.through != 1 else len(sigmas) - 2
         way, state = Way(shadow, sigmas, conditioning, leaves, step.sampling), State(x, index)
-        images.append(shadow.decode(way.ahead(state, way.recorded(state), step.through), step.frames))
+        images.append(decode(way.ahead(state, way.recorded(state), step.through), step.frames))
         held = live()
         wanted = [part for part in (leaves.tokens, leaves.pooled) if part is not None]
         torch.autograd.grad(images[0], wanted, torch.empty_like(images[0]))
         return held
 
     owned = [*shadow.network.parameters(), *shadow.network.buffers()]
-    owned += [*shadow.pipeline.vae.parameters(), *shadow.pipeline.vae.buffers()]
+    owned += [*shadow.pipeline.vae.parameters(), *shadow.pipeline.vae.buffers(), *decoding.parameters()]
     with _fused_attention():
         forward, _ = _counted(owned, rollout)
         both, held = _counted(owned, gradient)
-    weights = sum(tensor.nbytes for tensor in _weights(model, reward))
+    weights = sum(tensor.nbytes for tensor in (*_weights(model, reward), *decoding.parameters()))
     return Footprint(weights, forward, both, held + _of_reward(reward, images[0]))
 
 

@@ -10,7 +10,7 @@ backpropagation does (DRaFT-K, Clark et al. 2024, arXiv 2309.17400): the estimat
 picture, and the gradient nearer to that of its reward; both branches of a further step are recorded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +39,8 @@ class Reach:
     points: step indices at which recording starts; through: denoising steps recorded from each point on, fewer at the
     schedule's end (1 = the estimate at the point, the paper's; 0 = to the finished picture); complete: integrate to the
     end and score the finished picture too; loss_scale: factor on the reward in the backward pass, for half precision;
-    frames: of a video, so many are decoded and the reward is their mean (0 = all).
+    frames: of a video, so many are decoded and the reward is their mean (0 = all); decode: what decodes the estimates,
+    None for the model (:mod:`.decoding`).
     """
 
     points: Sequence[int]
@@ -47,6 +48,7 @@ class Reach:
     complete: bool = False
     loss_scale: float = 1.0
     frames: int = FRAMES
+    decode: Callable[[Tensor, int], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def reward_gradient(
     leaves = Conditioning(negative.tokens.detach(), negative.mask, _detached(negative.pooled))
     parameters = [t.requires_grad_() for t in (leaves.tokens, leaves.pooled) if t is not None]
     totals = [torch.zeros_like(parameter) for parameter in parameters]
-    way = Way(model, sigmas, batch.positive, leaves, sampling)
+    way, decode = Way(model, sigmas, batch.positive, leaves, sampling), reach.decode or model.decode
     rewards, images = [], None
     with torch.no_grad():
         state = State(model.start(batch.noise, sigmas[0]))
@@ -91,7 +93,7 @@ def reward_gradient(
             if index in points:
                 with torch.enable_grad():
                     x0 = way.recorded(state)
-                    images = model.decode(way.ahead(state, x0, reach.through), reach.frames)
+                    images = decode(way.ahead(state, x0, reach.through), reach.frames)
                     scores = score(reward, images, list(batch.prompts))
                     whole = scores.sum() * reach.loss_scale
                     parts = torch.autograd.grad(whole, parameters, materialize_grads=sampling.guidance.attention > 0)

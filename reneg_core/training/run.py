@@ -20,6 +20,7 @@ from ..model import Conditioning, DiffusionModel
 from ..rewards import Reward
 from . import schedule
 from .config import LoopConfig
+from .decoding import recomputing
 from .extending import go_on, too_few
 from .identity import AnotherRun, differences, identity
 from .judging import PicturesNotFinite
@@ -215,11 +216,8 @@ class Run(ABC, Generic[C, L, R]):
 
         def prepared(model: DiffusionModel) -> T:
             self.model = model
-            model.checkpointing(self.config.checkpointing)
-            try:
+            with recomputing(model, self.config):
                 return work()
-            finally:
-                model.checkpointing(False)
 
         return self.model.run(prepared)
 

@@ -13,6 +13,7 @@ from ..model import Conditioning
 from ..sampling import check_branches
 from . import schedule
 from .config import EMBEDDING_SUFFIXES, TrainConfig
+from .decoding import Decoder
 from .identity import start_contents
 from .judging import check_reward
 from .learner import Learner
@@ -34,7 +35,9 @@ class Trainer(Run[TrainConfig, Learner, TrainResult]):
         check_reward(self.reward, self.prompts.train[0], self.model.device)
         embedding = self._start()
         start = self._encoded_start() if embedding is None else embedding.conditioning()
-        return Origin(start_contents(self.config.init, embedding), partial(Learner, start, self.config))
+        self.decoding = Decoder.read(self.config.decoder).load(self.model)
+        contents = start_contents(self.config.init, embedding)
+        return Origin(contents, partial(Learner, start, self.config), self.decoding.contents())
 
     def _start(self) -> NegativeEmbedding | None:
         """The embedding that training starts from; None for a prompt."""
@@ -76,10 +79,16 @@ class Trainer(Run[TrainConfig, Learner, TrainResult]):
         config, model = self.config, self.model
         sampling = config.jitter.draw(config.sampling, config.seed, step)
         points = schedule.gradient_points(config.window_of(sampling), config.points, config.seed, step)
-        reach = Reach(points, config.through, loss_scale=self.scale.value, frames=config.judged_frames)
+        seeds = schedule.noise_seeds(config.seed, step, rows)
+        reach = Reach(
+            points,
+            config.through,
+            loss_scale=self.scale.value,
+            frames=config.judged_frames,
+            decode=self.decoding.of(model, seeds),
+        )
         prompts = schedule.batch_prompts(self.prompts.train, config.seed, step, config.batch_size, rows)
-        noise = model.noise(schedule.noise_seeds(config.seed, step, rows), sampling.size)
-        batch = Batch(prompts, model.encode(prompts), noise)
+        batch = Batch(prompts, model.encode(prompts), model.noise(seeds, sampling.size))
         return reward_gradient(model, self.reward, batch, self.learner.negative(model.device), sampling, reach)
 
     def trial(self, step: int, rows: range) -> None:
@@ -94,6 +103,7 @@ class Trainer(Run[TrainConfig, Learner, TrainResult]):
         training = {"window": list(config.gradient_window), "points": config.points, "through": config.through}
         if config.jitter:
             training["jitter"] = config.jitter.to_mapping()
+        training |= self.decoding.notes()
         tokens, pooled = (best.get(name) for name in PART_NAMES)
         return NegativeEmbedding(tokens, self.model.family, self.learner.mask, pooled, self._provenance(training))
 

@@ -134,7 +134,10 @@ MOVES = {
     "negative": "ugly", "updates": 4, "inner_epochs": 2, "samples_per_prompt": 1, "timestep_fraction": 1.0,
     "window": (0, 1), "clip_range": 1e-9, "advantage_clip": 0.1, "statistics_buffer": 2, "statistics_minimum": 4,
 }  # fmt: skip
-SAME = {"micro_batch": 3, "checkpointing": True, "checkpoint_every": 3, "checkpoint_minutes": 0, "keep_checkpoints": 1}
+SAME = {
+    "micro_batch": 3, "checkpointing": True, "decoder": "recomputed", "checkpoint_every": 3, "checkpoint_minutes": 0,
+    "keep_checkpoints": 1,
+}  # fmt: skip
 ELSEWHERE = {"validate_every", "validation_pairs", "patience", "watch_drop", "init", "through", "judged_frames"}
 
 
@@ -161,6 +164,20 @@ def test_a_setting_of_learning_changes_what_is_learned(tmp_path: Path, plain, na
 def test_a_setting_of_memory_changes_nothing_that_is_learned(tmp_path: Path, plain, name: str) -> None:
     tuning(tmp_path, replace(QUICK, **{name: SAME[name]})).run()
     assert all(torch.allclose(learned(tmp_path)[n], t, atol=1e-4) for n, t in plain.items())
+
+
+def test_the_decoder_is_a_setting_of_the_direct_route(tmp_path: Path) -> None:
+    """A crop is another gradient there, not of the pictures that it is judged by; the policy has none."""
+    for decoder in ("full", "crop:0.5"):
+        tuning(tmp_path / decoder, replace(DIRECT, decoder=decoder)).run()
+    assert not same(tmp_path / "full", tmp_path / "crop:0.5")
+    starts = [records(tmp_path / name, "validation")[0]["reward"] for name in ("full", "crop:0.5")]
+    assert starts[0] == starts[1]
+    lora = load_text_lora(tmp_path / "crop:0.5" / "text-lora.safetensors")
+    assert lora.provenance.notes["training"]["decoder"] == "crop:0.5"
+    with pytest.raises(ValueError, match=r"decoder: got 'crop:0\.5', expected the route direct with it"):
+        replace(QUICK, decoder="crop:0.5")
+    replace(QUICK, decoder="recomputed")
 
 
 def test_through_is_a_setting_of_the_direct_route(tmp_path: Path) -> None:

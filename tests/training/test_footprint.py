@@ -1,9 +1,11 @@
 """Memory computed from shapes, against the allocator's own record and against numbers that can be worked out."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from pipelines import build
 from torch.profiler import ProfilerActivity, profile
 
@@ -12,6 +14,7 @@ from reneg_core.model import Conditioning
 from reneg_core.rewards import load_reward
 from reneg_core.rewards.smoke import Sharpness
 from reneg_core.sampling import Sampling, Size, State
+from reneg_core.training.decoding import Decoder
 from reneg_core.training.footprint import CARDS, META, SPARE, Footprint, Step, fits, footprint
 from reneg_core.training.objective import Way
 
@@ -21,15 +24,19 @@ STEP = Step(2, SAMPLING)
 
 def recorded(model: object, step: Step) -> int:
     """Most bytes live during a gradient point, from the allocator."""
-    model.checkpointing(step.recompute)
-    sigmas, noise, one = model.sigmas(SAMPLING), model.noise(range(step.micro_batch), SAMPLING.size), model.encode([""])
+    decoder = Decoder.read(step.decoder)
+    model.checkpointing(step.recompute, step.recompute or decoder.recomputes(0))
+    decode = decoder.load(model).of(model, range(step.micro_batch))
+    sampling = step.sampling
+    sigmas, noise, one = model.sigmas(sampling), model.noise(range(step.micro_batch), sampling.size), model.encode([""])
     leaves = Conditioning(*(None if part is None else part.clone() for part in (one.tokens, one.mask, one.pooled)))
     wanted = [part.requires_grad_() for part in (leaves.tokens, leaves.pooled) if part is not None]
-    way, state = Way(model, sigmas, one, leaves, SAMPLING), State(noise, 3 if step.through == 1 else 0)
+    way, state = Way(model, sigmas, one, leaves, sampling), State(noise, 3 if step.through == 1 else 0)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        images = model.decode(way.ahead(state, way.recorded(state), step.through))
+        images = decode(way.ahead(state, way.recorded(state), step.through))
         torch.autograd.grad(images, wanted, torch.ones_like(images))
         del images
+    model.checkpointing(False)
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
     level = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
@@ -43,6 +50,22 @@ def recorded(model: object, step: Step) -> int:
 def test_the_gradient_takes_what_is_computed(family: str, step: Step) -> None:
     model = wrap(build(family), family)
     assert footprint(model, None, step).gradient == pytest.approx(recorded(model, step), rel=0.08)
+
+
+@pytest.mark.parametrize("decoder", ["recomputed", "crop:0.5", "tiny"])
+def test_a_decoder_takes_what_is_computed(tmp_path: Path, decoder: str) -> None:
+    """Another one than the model's own has weights of its own."""
+    model = wrap(build("sd15"), "sd15")
+    sizes = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    tiny = AutoencoderTiny(**sizes, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
+    tiny.save_pretrained(tmp_path)
+    large = Sampling(steps=4, size=Size(96, 128)).at_scale(3)
+    step = Step(2, large, decoder=f"tiny:{tmp_path}" if decoder == "tiny" else decoder)
+    found, full = footprint(model, None, step), footprint(model, None, Step(2, large))
+    assert found.gradient == pytest.approx(recorded(model, step), rel=0.08)
+    assert found.gradient < 0.9 * full.gradient and found.judging < 0.7 * full.judging
+    own = sum(p.nbytes for p in tiny.decoder.parameters()) if decoder == "tiny" else 0
+    assert found.weights == full.weights + own
 
 
 def test_nothing_is_run_and_nothing_is_changed(model) -> None:

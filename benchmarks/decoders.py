@@ -26,6 +26,7 @@ from torch import Tensor
 
 from reneg_core.backends import DiffusersModel
 from reneg_core.backends.diffusers import decoded
+from reneg_core.backends.tiny_decoder import load_tiny_decoder
 from reneg_core.evaluation import Mode
 from reneg_core.rewards import load_reward
 from reneg_core.sampling import Sampling, Size
@@ -43,8 +44,20 @@ LEARNED = 30
 
 
 def distilled(folder: Path) -> dict[str, float]:
-    """Teach an AutoencoderTiny the tiny world's decoder on drawn pictures' latents and save it; how near it came on
-    others: the mean error of a pixel, and that of the decoder itself against the drawn picture."""
+    """The tiny world's tiny decoder in ``folder``, taught there if there is none; how near it is on other pictures: the
+    mean error of a pixel, and that of the decoder itself against the drawn picture."""
+    if not (folder / "config.json").is_file():
+        distil(folder)
+    model, tiny = world()[0], load_tiny_decoder(folder)
+    latents, expected, drawn = pairs(model, 128, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        made = tiny(latents)
+    found = {"full": _apart(expected, drawn), "tiny": _apart(made, expected), "tiny_to_drawn": _apart(made, drawn)}
+    return {"steps": DISTILLING, **found}
+
+
+def distil(folder: Path) -> None:
+    """Teach an AutoencoderTiny the tiny world's decoder on the latents of drawn pictures, and save it."""
     from diffusers import AutoencoderTiny
 
     torch.manual_seed(0)
@@ -67,15 +80,6 @@ def distilled(folder: Path) -> dict[str, float]:
         optimizer.step()
         rates.step()
     student.save_pretrained(folder)
-    with torch.no_grad():
-        latents, expected, drawn = pairs(model, 128, generator)
-        made = decoded(student, latents)
-    return {
-        "steps": DISTILLING,
-        "tiny": _apart(made, expected),
-        "full": _apart(expected, drawn),
-        "tiny_to_drawn": _apart(made, drawn),
-    }
 
 
 @torch.no_grad()
@@ -229,12 +233,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
     parser.add_argument("--pixels", type=int, default=512 if torch.cuda.is_available() else 128, help="of the cost")
+    parser.add_argument("--student", type=Path, help="folder of the tiny world's tiny decoder, to take or to keep it")
     args = parser.parse_args()
-    for part in args.parts or PARTS:
-        with tempfile.TemporaryDirectory() as folder:
-            work = {"agreement": agreement, "learning": learning}.get(part, lambda f: cost(f, args.pixels))
-            found = work(Path(folder))
-        publish("decoders", {**kept(), part: {**found, "machine": machine()}})
+    with tempfile.TemporaryDirectory() as folder:
+        student = args.student or Path(folder) / "student"
+        works = {
+            "agreement": lambda: agreement(student),
+            "cost": lambda: cost(Path(folder), args.pixels),
+            "learning": lambda: learning(student),
+        }
+        for part in args.parts or PARTS:
+            publish("decoders", {**kept(), part: {**works[part](), "machine": machine()}})
 
 
 if __name__ == "__main__":

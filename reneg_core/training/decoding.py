@@ -66,7 +66,7 @@ class Decoder:
     @property
     def gradient(self) -> str:
         """What of it a gradient depends on, "" for :data:`EXACT`; a tiny decoder is told by its weights, elsewhere."""
-        return {TINY: TINY, CROP: f"{CROP}:{self.share:g}"}.get(self.name, "")
+        return {TINY: TINY, CROP: f"{CROP}:{self.share}"}.get(self.name, "")
 
     def recomputes(self, pixels: int) -> bool:
         """Whether the decoder's activations are recomputed where a pass decodes ``pixels``; a crop's always are."""
@@ -80,7 +80,8 @@ class Decoder:
         if self.name != TINY:
             return Decoding(self.share)
         tiny = load_tiny_decoder(self.file, model.device, getattr(model, "dtype", torch.float32))
-        latents = torch.zeros(1, model.noise([0]).shape[1], 8, 8, device=model.device)
+        noise = model.noise([0])
+        latents = noise.new_zeros(*noise.shape[:-2], 8, 8)
         with torch.no_grad():
             made, expected = (list(decode(latents, 0).shape[1:]) for decode in (tiny, model.decode))
         if made != expected:
@@ -110,7 +111,7 @@ class Decoding:
         """What the file of a result says of it: nothing where the gradient is the full decoder's."""
         if self.tiny:
             return {"decoder": f"{TINY}:{self.tiny.name}", "tiny decoder": self.tiny.digest()}
-        return {"decoder": f"{CROP}:{self.share:g}"} if self.share < 1 else {}
+        return {"decoder": f"{CROP}:{self.share}"} if self.share < 1 else {}
 
     def of(self, model: DiffusionModel, seeds: Sequence[int]) -> Decode:
         """For latents of as many rows as there are ``seeds``, which say where each is cropped."""

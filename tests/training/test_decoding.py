@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderTiny
 from doubles import Curved
 from runs import records
-from small import SmallModel, start_of
+from small import SmallModel, SmallVideo, start_of
 from torch import Tensor
 
 from reneg_core import load_embedding
@@ -246,6 +246,11 @@ def test_a_tiny_decoder_of_another_model_is_refused(tmp_path: Path, options: dic
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"], "before anything is written"
     with pytest.raises(ValueError, match=words):
         adapt(SmallModel(), Curved(), ["ice"], [1], start_of(SmallModel()), replace(ADAPT, decoder=decoder))
+
+
+def test_a_tiny_decoder_for_a_video_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Got latents \[1, 3, 5, 8, 8\] for the tiny decoder x, .* try crop:0\.5\."):
+        Decoder.read(tiny(tmp_path / "x")).load(SmallVideo())
 
 
 def test_the_file_is_anchored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -295,9 +295,9 @@ def texforce_section(what: str) -> str:
 
 
 @figure
-def machine(name: str, part: str = "") -> str:
-    """What a benchmark, or a part of it, ran on."""
-    found = (results(name)[part] if part else results(name))["machine"]
+def machine(name: str) -> str:
+    """What a benchmark ran on."""
+    found = results(name)["machine"]
     torch, threads = found["torch"].split("+")[0], found["threads"]
     return f"torch {torch}, {found['device']}, {threads} thread{'s' * (threads > 1)}"
 
@@ -358,60 +358,6 @@ def memory_table() -> str:
 def memory_error() -> str:
     """The largest difference of computed from recorded memory."""
     return f"{max(abs(v - 1) for one in results('memory')['against'].values() for v in one.values()):.0%}"
-
-
-@figure
-def decoders_agreement_table() -> str:
-    """How near each way to decode comes to the full decoder's gradient."""
-    reaches = results("decoders")["agreement"]["reaches"]
-    rows = [
-        [f"`{way}`", *(f"{one[way][what]:.4f}" for one in reaches.values() for what in ("whole", "batch"))]
-        for way in next(iter(reaches.values()))
-    ]
-    return _table(["decoder", *(head for name in reaches for head in (f"{name}, all prompts", "a batch"))], rows)
-
-
-@figure
-def decoders_learning_table() -> str:
-    """What training with each way to decode came to."""
-    found = results("decoders")["learning"]
-    rows = [["(empty prompt)", *(f"{found['start'][name]:.3f}" for name in ("reward", MEASURE)), "", ""]]
-    for way, one in found["ways"].items():
-        means = [f"{one[name]:.3f}" for name in ("reward", MEASURE)]
-        rows.append([f"`{way}`", *means, _signed(one["gain"], one["interval"]), f"{one['seconds']:.0f}"])
-    return _table(["decoder", "reward", "measure", "gain", "s"], rows)
-
-
-@figure
-def decoders_cost_table() -> str:
-    """Seconds and memory of a gradient point by what decodes."""
-    ways = results("decoders")["cost"]["ways"]
-    rows = [
-        [_way(way), f"{one['seconds']:.2f}", f"{one['peak_mib']:,.0f}", f"{one['computed_mib']:,.0f}"]
-        for way, one in ways.items()
-    ]
-    return _table(["decoder", "s", "MiB measured", "MiB computed"], rows)
-
-
-@figure
-def decoders_published_table() -> str:
-    """Computed memory at published sizes by what decodes."""
-    models = results("decoders")["cost"]["published"].values()
-    rows = [
-        [
-            _way(way),
-            *(
-                f"{m['ways'][way]['gib']:.1f}; {' / '.join(str(n or '-') for n in m['ways'][way]['fits'].values())}"
-                for m in models
-            ),
-        ]
-        for way in next(iter(models))["ways"]
-    ]
-    return _table(["decoder", *(f"{m['label']}, {m['pixels']} px" for m in models)], rows)
-
-
-def _way(way: str) -> str:
-    return "`checkpointing=true`" if " " in way else f"`{way}`"
 
 
 @figure

@@ -29,8 +29,9 @@ AUTO, FULL, RECOMPUTED, TINY, CROP = "auto", "full", "recomputed", "tiny", "crop
 EXACT = (AUTO, FULL, RECOMPUTED)
 """With the same gradient: a run may change between these."""
 PAYS = 2**18
-"""Pixels decoded in one pass from which ``auto`` recomputes, a picture of 512x512: by ``benchmarks/decoders.py`` that
-takes a fifth off the peak of a step of Stable Diffusion 1.5 there, and a tenth with a quarter of the pixels."""
+"""Pixels decoded in one pass from which ``auto`` recomputes: a picture of 512x512, or four of a quarter. As
+:mod:`.footprint` computes for one picture of Stable Diffusion 1.5 in bf16 with HPSv2.1, that takes a fifth off a step's
+peak at 512x512 (7.5 to 6.0 GiB) and a tenth at 256x256."""
 MARGIN = 4
 """Latents on each side of a crop that are decoded with it and cut off."""
 

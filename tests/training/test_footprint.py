@@ -33,7 +33,7 @@ def recorded(model: object, step: Step) -> int:
     wanted = [part.requires_grad_() for part in (leaves.tokens, leaves.pooled) if part is not None]
     way, state = Way(model, sigmas, one, leaves, sampling), State(noise, 3 if step.through == 1 else 0)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        images = decode(way.ahead(state, way.recorded(state), step.through))
+        images = decode(way.ahead(state, way.recorded(state), step.through), step.frames)
         torch.autograd.grad(images, wanted, torch.ones_like(images))
         del images
     model.checkpointing(False)

@@ -295,9 +295,9 @@ def texforce_section(what: str) -> str:
 
 
 @figure
-def machine(name: str) -> str:
-    """What a benchmark ran on."""
-    found = results(name)["machine"]
+def machine(name: str, part: str = "") -> str:
+    """What a benchmark, or a part of it, ran on."""
+    found = (results(name)[part] if part else results(name))["machine"]
     torch, threads = found["torch"].split("+")[0], found["threads"]
     return f"torch {torch}, {found['device']}, {threads} thread{'s' * (threads > 1)}"
 
@@ -358,6 +358,17 @@ def memory_table() -> str:
 def memory_error() -> str:
     """The largest difference of computed from recorded memory."""
     return f"{max(abs(v - 1) for one in results('memory')['against'].values() for v in one.values()):.0%}"
+
+
+@figure
+def decoders_agreement_table() -> str:
+    """How near each way to decode comes to the full decoder's gradient."""
+    reaches = results("decoders")["agreement"]["reaches"]
+    rows = [
+        [f"`{way}`", *(f"{one[way][what]:.4f}" for one in reaches.values() for what in ("whole", "batch"))]
+        for way in next(iter(reaches.values()))
+    ]
+    return _table(["decoder", *(head for name in reaches for head in (f"{name}, all prompts", "a batch"))], rows)
 
 
 @figure

@@ -21,6 +21,7 @@ from reneg_core.digests import DIGEST, digest_of, sha256_of
 from reneg_core.model import Branch, Conditioning, DiffusionModel, TunableModel
 from reneg_core.sampling import NATIVE, Sampling, Size
 
+from .attention import guided_away, require_cross_attention
 from .checks import check_loaded, check_trainable, explained
 from .families import check_encoder, facts_of, family_of_model, name_of
 from .feedback import Passing, stoppable
@@ -176,7 +177,7 @@ class HostModel(TunableModel):
         same ``x`` (one batch, the negative's rows first, if memory allows), ``[0]`` or ``[1]`` for one alone. Rows that
         the host does not pass together, of other lengths for example, are passed one after the other.
         """
-        level = sigma.detach().to(x.device, torch.float32, copy=True).reshape(-1).expand(len(x))
+        level = _levels(sigma, x)
         states, sigmas, texts = x.chunk(len(branches)), level.chunk(len(branches)), _chunks(conditioning, len(branches))
         if _one_state(states, sigmas, branches):
             found = self._passes(states[0], sigmas[0], dict(zip(branches, texts, strict=True)))
@@ -184,28 +185,46 @@ class HostModel(TunableModel):
         parts = zip(states, sigmas, branches, texts, strict=True)
         return torch.cat([self._passes(state, at, {branch: text})[branch] for state, at, branch, text in parts])
 
-    def _passes(self, x: Tensor, level: Tensor, texts: dict[Branch, Conditioning]) -> dict[Branch, Tensor]:
-        """Clean estimates of ``x`` by branch."""
+    def attended(
+        self, x: Tensor, sigma: Tensor, positive: Conditioning, negative: Conditioning, strength: float
+    ) -> Tensor:
+        """Clean estimate of one pass of the positive, told to the host as that, whose cross-attentions are guided away
+        from the negative's tokens by ``strength``; see :func:`reneg_core.guidance.attend`. Differentiable in both; a
+        pooled vector of the negative has no part in it. Errors: ValueError for models without cross-attention."""
+        require_cross_attention(self._patcher)
+        texts = {Branch.POSITIVE: positive.expand(len(x)), Branch.NEGATIVE: negative.expand(len(x))}
+        return self._passes(x, _levels(sigma, x), texts, strength)[Branch.POSITIVE]
+
+    def _passes(
+        self, x: Tensor, level: Tensor, texts: dict[Branch, Conditioning], attention: float | None = None
+    ) -> dict[Branch, Tensor]:
+        """Clean estimates of ``x`` by branch; attention: the positive's alone, guided by so much."""
         rows = [
             [self._processed(x[[i]], text[i : i + 1], branch) for branch, text in texts.items()] for i in range(len(x))
         ]
-        found: dict[Branch, list[Tensor]] = {branch: [] for branch in texts}
+        found: dict[Branch, list[Tensor]] = {}
         places = groups(rows)
         for group in places:
             conditions = {
                 branch: {"model_conds": merged([rows[i][number] for i in group]), "uuid": self._uuids[branch]}
                 for number, branch in enumerate(texts)
             }
-            for branch, estimate in self._pass(x[group], level[group], conditions).items():
-                found[branch].append(estimate)
+            for branch, estimate in self._pass(x[group], level[group], conditions, attention).items():
+                found.setdefault(branch, []).append(estimate)
         order = torch.tensor([i for group in places for i in group]).argsort()
         return {branch: parts[0] if len(parts) == 1 else torch.cat(parts)[order] for branch, parts in found.items()}
 
-    def _pass(self, x: Tensor, level: Tensor, conditions: dict[Branch, dict[str, Any]]) -> dict[Branch, Tensor]:
+    def _pass(
+        self, x: Tensor, level: Tensor, conditions: dict[Branch, dict[str, Any]], attention: float | None
+    ) -> dict[Branch, Tensor]:
         """Clean estimates of one batch; a branch without a condition is not run."""
+        options = self._options
+        if attention is not None:
+            negative = conditions.pop(Branch.NEGATIVE)["model_conds"]["c_crossattn"].cond
+            options = guided_away(options, negative, attention)
         wanted = [[conditions[branch]] if branch in conditions else None for branch in Branch]
         with self._passing():
-            found = comfy.samplers.calc_cond_batch(self._active().inner_model, wanted, x, level, self._options)
+            found = comfy.samplers.calc_cond_batch(self._active().inner_model, wanted, x, level, options)
         return {branch: found[branch] for branch in conditions}
 
     def _processed(self, x: Tensor, row: Conditioning, branch: Branch) -> Processed:
@@ -322,6 +341,11 @@ def _private_clone(model: Any) -> Any:
     options = clone.model_options.setdefault("transformer_options", {})
     options["optimized_attention_override"] = lambda original, *args, **kwargs: attention_pytorch(*args, **kwargs)
     return clone
+
+
+def _levels(sigma: Tensor, x: Tensor) -> Tensor:
+    """A level per row of ``x``, as the host takes them."""
+    return sigma.detach().to(x.device, torch.float32, copy=True).reshape(-1).expand(len(x))
 
 
 def _chunks(conditioning: Conditioning, count: int) -> list[Conditioning]:

@@ -39,7 +39,7 @@ from .inputs import (
 from .layout import only_text, pil_to_image, suited
 from .schema import Embedding, schema
 from .settings import host_model, sampling_of
-from .watching import Counter, require_plots
+from .watching import Counter, Judged, require_plots
 
 LABELS = {NONE: "empty prompt", TEXT: "negative prompt", EMBEDDING: "ReNeg embedding", ADAPTED: "adapted"}
 SHOWN = 8
@@ -110,7 +110,8 @@ class CompareNegatives(io.ComfyNode):
         if not sampling.guidance.active(sampling.guidance.start):
             raise ValueError("Got cfg 1, where no negative acts. Set cfg above 1, or guide the attention.")
         texts = {} if text_negative is None else {TEXT: only_text(text_negative)}
-        judges = Judges({reward.name: reward.reward.score}, climbed=reward.reward)
+        judged = Judged(reward.reward)
+        judges = Judges({reward.name: judged.score}, climbed=judged)
         with torch.inference_mode(False), torch.no_grad():
             host = host_model(model, clip, vae, reward, options, stoppable)
             rivals = Rivals(
@@ -127,7 +128,7 @@ class CompareNegatives(io.ComfyNode):
                 sampling,
                 keep=Keep(min(SHOWN, len(pairs))),
                 batch_size=options["micro_batch"],
-                progress=Counter(cls.hidden.unique_id).update,
+                progress=Counter(cls.hidden.unique_id, judged).update,
             )
         text = "\n".join(filter(None, [win_rates(result), elsewhere(embedding, sampling)]))
         say(text, cls.hidden.unique_id)

@@ -233,6 +233,7 @@ def convert(page: ComfyPage, name: str) -> None:
     if name in APPS:
         as_form(workflow, *APPS[name])
     for node in workflow["nodes"]:
+        node.pop("widgets_values_named", None)  # newer pages write it beside the values; all read those
         node["properties"] |= {"models": models_of(node)} if models_of(node) else {}
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
     workflow = tidy(workflow)

@@ -201,9 +201,9 @@ def test_the_sampler_node_draws_what_training_saw(call, world) -> None:
     plain = drawn(call, world)
     assert (found - plain).abs().mean() > 0.01 and not torch.equal(drawn(call, world, attention_guidance=2.0), found)
     empty = nodes.CLIPTextEncode().encode(world[1], "")[0]
-    assert torch.equal(
-        drawn(call, world, empty, attention_guidance=4.0, guidance_start=0.99), plain
-    ), "no step begins inside the interval"
+    assert torch.equal(drawn(call, world, empty, attention_guidance=4.0, guidance_start=0.99), plain), (
+        "no step begins inside the interval"
+    )
     early = drawn(call, world, attention_guidance=4.0, guidance_end=0.5)
     assert not torch.equal(early, plain) and not torch.equal(early, found)
 

@@ -56,7 +56,7 @@ def _install_attention(model: Any, strength: float) -> None:
 
     def calculate(args: dict[str, Any]) -> list[Tensor]:
         positive, *rest = args["conds"]
-        if not rest:
+        if not any(rest):
             return inner(args)
         tokens, x = rest[0][0]["model_conds"]["c_crossattn"], args["input"]
         tokens = tokens.process_cond(batch_size=len(x), device=x.device, area=None).cond

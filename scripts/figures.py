@@ -19,7 +19,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
     "README.md",
-    "docs/comfyui.md",
     "docs/recipes.md",
     "docs/benchmarks.md",
     "docs/evaluation.md",

@@ -168,11 +168,8 @@ class Server:
             self.process.wait()
 
 
-def start_server(host: Path, python: str, base: Path, *options: str, lend: bool = True) -> Server:
-    """Start ComfyUI on a free port and wait until it answers; RuntimeError with its log otherwise.
-
-    lend: what its Python lacks of ``NEEDED``.
-    """
+def start_server(host: Path, python: str, base: Path, *options: str) -> Server:
+    """Start ComfyUI on a free port and wait until it answers; RuntimeError with its log otherwise."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -192,7 +189,7 @@ def start_server(host: Path, python: str, base: Path, *options: str, lend: bool 
         f"sqlite:///{base / 'comfyui.db'}",
         *options,
     ]
-    variables = {"OMP_NUM_THREADS": "2", **(environment(python, base) if lend else os.environ)}
+    variables = {"OMP_NUM_THREADS": "2", **environment(python, base)}
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=host, stdout=file, stderr=subprocess.STDOUT, env=variables)
     server = Server(f"http://127.0.0.1:{port}", base, process, log)

@@ -179,6 +179,21 @@ def said(kind: Full, model: DiffusersModel) -> Conditioning:
     return Conditioning(tokens, mask, torch.randn(1, kind.pooled, device=device) if kind.pooled else None)
 
 
+def tiny_decoder(model: DiffusersModel, folder: str | Path) -> str:
+    """TAESD's architecture for that model's latents with random numbers, saved in ``folder``; the setting that names
+    it."""
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    levels = model.pipeline.vae_scale_factor.bit_length()
+    blocks = {f"{half}_block_out_channels": (64,) * levels for half in ("encoder", "decoder")}
+    AutoencoderTiny(
+        latent_channels=model.pipeline.vae.config.latent_channels, **blocks,
+        num_encoder_blocks=(1, *(3,) * (levels - 1)), num_decoder_blocks=(*(3,) * (levels - 1), 1),
+    ).save_pretrained(folder)  # fmt: skip
+    return f"tiny:{folder}"
+
+
 def hpsv21(device: torch.device = META, dtype: torch.dtype = torch.bfloat16) -> HPSv21:
     """HPSv2.1's networks (CLIP ViT-H/14); without a vocabulary, prompts are anything."""
     with device:

@@ -12,17 +12,19 @@ Random weights of the real sizes. A part's JSON line is written as soon as it is
 import argparse
 import gc
 import json
+import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from full_size import FULL, Full, full_size, hpsv21, said
+from full_size import FULL, Full, full_size, hpsv21, said, tiny_decoder
 from gradient_part import our_x0, plain_x0
 from measure import RESULTS, machine, peak_bytes, publish, seconds, table
 
 from reneg_core.backends import DiffusersModel, wrap
 from reneg_core.rewards import load_reward
 from reneg_core.sampling import Sampling, Size, sample
+from reneg_core.training.decoding import Decoder
 from reneg_core.training.footprint import Step, footprint
 from reneg_core.training.memory import is_out_of_memory
 
@@ -56,29 +58,43 @@ class Bench:
         one = self.one.expand(rows)
         return lambda: sample(self.model, one, one, x, sampling)
 
-    def gradient(self, rows: int, x0_of: Callable[..., torch.Tensor]) -> Callable[[], Any]:
+    def gradient(self, rows: int, way: "Way") -> Callable[[], Any]:
         """A gradient point: denoise, decode, judge, and back."""
-        x, prompts = self.noise(rows), ["a red fox"] * rows
+        x, prompts, x0_of = self.noise(rows), ["a red fox"] * rows, way.x0_of
+        decode = Decoder.read(way.decoder).load(self.model).of(self.model, range(rows))
 
         def work() -> None:
             leaf = self.one.tokens.clone().requires_grad_()
-            images = self.model.decode(x0_of(self.model, x, self.sigmas[POINT], self.one.expand(rows), leaf, SCALE))
+            images = decode(
+                x0_of(self.model, x, self.sigmas[POINT], self.one.expand(rows), leaf, SCALE), 0, range(rows)
+            )
             torch.autograd.grad(self.reward.score(images, prompts).sum(), leaf)
 
         return work
 
 
-def ways(bench: Bench) -> Iterator[tuple[str, Callable[..., torch.Tensor]]]:
-    """How a gradient may be taken, the model set up for it. Pooled vectors take no part in the plain version."""
-    model = bench.model
-    if bench.one.pooled is None:
-        yield "plain", plain_x0
-        yield "ours", our_x0
-    else:
-        yield "ours", pooled_x0(bench)
-    model.checkpointing(True)
-    yield "ours, recomputed", our_x0 if bench.one.pooled is None else pooled_x0(bench)
-    model.checkpointing(False)
+class Way(NamedTuple):
+    """How a gradient is taken: the guided estimate, whether all is recomputed, and what decodes."""
+
+    x0_of: Callable[..., torch.Tensor]
+    recompute: bool = False
+    decoder: str = "full"
+
+
+def ways(bench: Bench, folder: str) -> Iterator[tuple[str, Way]]:
+    """By name, the model set up for each. Pooled vectors take no part in the plain version."""
+    plain = bench.one.pooled is None
+    own = our_x0 if plain else pooled_x0(bench)
+    found = {"plain": Way(plain_x0)} if plain else {}
+    found |= {"ours": Way(own), "ours, recomputed": Way(own, True)}
+    for name in ("recomputed", "crop:0.5", "tiny"):
+        decoder = tiny_decoder(bench.model, folder) if name == "tiny" else name
+        found[f"ours, decoder {name}"] = Way(own, decoder=decoder)
+    for name, way in found.items():
+        recomputes = Decoder.read(way.decoder).recomputes(0)
+        bench.model.checkpointing(way.recompute, way.recompute or recomputes)
+        yield name, way
+    bench.model.checkpointing(False)
 
 
 def pooled_x0(bench: Bench) -> Callable[..., torch.Tensor]:
@@ -120,11 +136,12 @@ def steps_of(name: str, args: argparse.Namespace, device: torch.device) -> dict[
     for dtype in (torch.bfloat16, torch.float32) if name == "sd15" else (torch.bfloat16,):
         bench = Bench(name, dtype, device, args.small)
         rows: dict[str, Any] = {"rollout step": by_batch(lambda n, b=bench: b.guided(n), args)}
-        for way, x0_of in ways(bench):
-            rows[way] = by_batch(lambda n, b=bench, x=x0_of: b.gradient(n, x), args)
-            step = Step(1, bench.sampling, 1, "recomputed" in way)
-            computed = footprint(bench.model, bench.reward, step, bench.one)
-            rows[way]["computed_gib"] = (computed.peak - computed.weights) / 2**30
+        with tempfile.TemporaryDirectory() as folder:
+            for stage, way in ways(bench, folder):
+                rows[stage] = by_batch(lambda n, b=bench, w=way: b.gradient(n, w), args)
+                step = Step(1, bench.sampling, 1, way.recompute, decoder=way.decoder)
+                computed = footprint(bench.model, bench.reward, step, bench.one)
+                rows[stage]["computed_gib"] = computed.step / 2**30
         found[str(dtype).removeprefix("torch.")] = rows
         print(table(lines(rows), ("stage", "pictures", "s", "s a picture", "GiB")))
         del bench, rows

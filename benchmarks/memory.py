@@ -64,7 +64,7 @@ def compared(name: str) -> dict[str, float]:
             leaves = Conditioning(*(None if p is None else p.clone() for p in (one.tokens, one.mask, one.pooled)))
             wanted = [p.requires_grad_() for p in (leaves.tokens, leaves.pooled) if p is not None]
             way, state = Way(model, sigmas, one, leaves, sampling), State(noise, 3)
-            images = model.decode(way.recorded(state))
+            images = model.decode(way.recorded(state, way.positive_x0(state)))
             torch.autograd.grad(images, wanted, torch.ones_like(images))
 
         computed = footprint(model, None, Step(2, sampling, 1, recompute)).gradient

@@ -1,9 +1,10 @@
 """One training step against the plainly written version of the same recipe, on the same weights.
 
-    python benchmarks/training_step.py [--model tiny|FOLDER] [--batch 16] [--repeat 7]
+    python benchmarks/training_step.py [--model tiny|FOLDER] [--batch 16] [--repeat 7] [--part 4]
 
 Plain: batched CFG, the graph kept for both branches of the last step, no checkpointing. Ours: the graph for the
-negative branch only; optionally activation checkpointing; optionally several gradient points per rollout.
+negative branch only; optionally activation checkpointing; optionally several gradient points per rollout; the batch
+cut into micro-batches altogether, and only where a graph is kept.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from reneg_core.backends import load_model
 from reneg_core.rewards import load_reward
 from reneg_core.sampling import Sampling, Size, State, advance, guided_denoise
 from reneg_core.training import Batch, Reach, reward_gradient
+from reneg_core.training.objective import Parts
 
 POINT, POINTS, SCALE, STEPS = 24, 4, 5.0, 30
 
@@ -69,9 +71,16 @@ class Setting:
             self.roll()
         return self.gradient_part(self.plain_x0)
 
-    def our_step(self, points: list[int]) -> Tensor:
-        batch = Batch(self.prompts, self.positive, self.noise)
-        return reward_gradient(self.model, self.reward, batch, self.negative, self.sampling, Reach(points)).tokens
+    def our_step(self, points: list[int], together: int | None = None, part: int | None = None) -> Tensor:
+        """In rollouts of ``together`` pictures, with graphs of ``part`` of them."""
+        count, total = len(self.prompts), torch.zeros_like(self.negative.tokens)
+        size = together or count
+        for rows in (slice(first, first + size) for first in range(0, count, size)):
+            batch = Batch(self.prompts[rows], self.positive[rows], self.noise[rows])
+            total += reward_gradient(
+                self.model, self.reward, batch, self.negative, self.sampling, Reach(points), Parts(part)
+            ).tokens
+        return total
 
     def light_part(self) -> Tensor:
         """Our gradient part with activation checkpointing of denoiser and decoder."""
@@ -90,6 +99,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=None, help="pixels")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--part", type=int, default=4, help="pictures of a micro-batch")
     return parser.parse_args()
 
 
@@ -107,6 +117,8 @@ def main() -> None:
         "whole step, plain": s.plain_step,
         "whole step, ours": lambda: s.our_step([POINT]),
         f"whole step, ours, {POINTS} points": lambda: s.our_step(points),
+        "whole step, ours, in micro-batches": lambda: s.our_step([POINT], args.part),
+        "whole step, ours, the gradient in micro-batches": lambda: s.our_step([POINT], None, args.part),
     }
     plain, ours = s.plain_step(), s.our_step([POINT])
     agreement = torch.nn.functional.cosine_similarity(plain.flatten(), ours.flatten(), dim=0).item()
@@ -119,10 +131,19 @@ def main() -> None:
         "gradient_part_memory_checkpointed": memory["gradient part, ours checkpointed"]
         / memory["gradient part, plain"],
         "whole_time": times["whole step, ours"] / times["whole step, plain"],
+        "cut_time": times["whole step, ours, the gradient in micro-batches"]
+        / times["whole step, ours, in micro-batches"],
         "time_per_gradient": times[f"whole step, ours, {POINTS} points"] / POINTS / times["whole step, ours"],
     }
     print(table([(name, f"{value:.3f}") for name, value in ratios.items()], ("ours / plain", "")))
-    setting = {"model": args.model, "batch": args.batch, "point": POINT, "points": points, "gradient_cosine": agreement}
+    setting = {
+        "model": args.model,
+        "batch": args.batch,
+        "part": args.part,
+        "point": POINT,
+        "points": points,
+        "gradient_cosine": agreement,
+    }
     publish(
         f"training_step_{args.model.rstrip('/').split('/')[-1]}",
         {**setting, "seconds": times, "peak_mib": memory, "ratios": ratios},

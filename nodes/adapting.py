@@ -18,7 +18,7 @@ from .inputs import model_inputs, reach_inputs, require_choices, rollout_inputs
 from .layout import suited, to_bhwc, to_host
 from .schema import Embedding, schema
 from .settings import host_model, in_own_names, rollout_settings
-from .watching import AdaptationWatch
+from .watching import AdaptationWatch, Judged
 
 
 class AdaptEmbedding(io.ComfyNode):
@@ -83,14 +83,16 @@ class AdaptEmbedding(io.ComfyNode):
         say("loading the model", cls.hidden.unique_id)
         require_choices(**options)
         seeds, button = [seed + i for i in range(pictures)], StopButton()
-        watch = AdaptationWatch(button, cls.hidden.unique_id, pictures, options["micro_batch"], options["steps"])
+        judged = Judged(reward.reward)
+        numbers = (pictures, options["micro_batch"], options["steps"])
+        watch = AdaptationWatch(button, cls.hidden.unique_id, judged, *numbers)
         with torch.inference_mode(False), button:
             with in_own_names():
                 config = AdaptConfig(**rollout_settings(options))
             host = host_model(model, clip, vae, reward, options, button.taken)
             result = adapt(
                 host,
-                reward.reward,
+                judged,
                 [prompt] * pictures,
                 seeds,
                 suited(embedding, host.encode([""])),

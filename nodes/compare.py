@@ -26,14 +26,28 @@ from .host import files
 from .host.feedback import say, stoppable
 from .host.rewards import HostReward
 from .host.schedules import learned_for
-from .inputs import SOLVER_TIP, model_inputs, pass_inputs, picture_inputs, prompt_list, require_choices, solver_input
+from .inputs import (
+    SOLVER_TIP,
+    attention_input,
+    model_inputs,
+    pass_inputs,
+    picture_inputs,
+    prompt_list,
+    require_choices,
+    solver_input,
+)
 from .layout import only_text, pil_to_image, suited
 from .schema import Embedding, schema
 from .settings import host_model, sampling_of
-from .watching import Counter, require_plots
+from .watching import Counter, Judged, require_plots
 
 LABELS = {NONE: "empty prompt", TEXT: "negative prompt", EMBEDDING: "ReNeg embedding", ADAPTED: "adapted"}
 SHOWN = 8
+
+ATTENTION_TIP = (
+    "For models that are sampled at cfg 1 (Stable Diffusion 1, 2, XL): how strongly every negative acts inside the "
+    "cross-attention. 0 is off; otherwise cfg has to be 1."
+)
 
 
 class CompareNegatives(io.ComfyNode):
@@ -64,6 +78,7 @@ class CompareNegatives(io.ComfyNode):
                 io.Conditioning.Input("text_negative", optional=True, tooltip="Optional. A prompt to compare."),
                 Embedding.Input("embedding", optional=True, tooltip="Optional. A learned negative to compare."),
                 solver_input(f"Of all pictures, as in KSampler. {SOLVER_TIP}", optional=True),
+                attention_input(ATTENTION_TIP),
             ],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="A row per prompt and seed, a column per negative."),
@@ -92,8 +107,11 @@ class CompareNegatives(io.ComfyNode):
         require_choices(**options)
         pairs = counted_pairs(prompt_list(prompts, files.NOTHING), seeds, first_seed)
         sampling = sampling_of(options)
+        if not sampling.guidance.active(sampling.guidance.start):
+            raise ValueError("Got cfg 1, where no negative acts. Set cfg above 1, or guide the attention.")
         texts = {} if text_negative is None else {TEXT: only_text(text_negative)}
-        judges = Judges({reward.name: reward.reward.score}, climbed=reward.reward)
+        judged = Judged(reward.reward)
+        judges = Judges({reward.name: judged.score}, climbed=judged)
         with torch.inference_mode(False), torch.no_grad():
             host = host_model(model, clip, vae, reward, options, stoppable)
             rivals = Rivals(
@@ -110,7 +128,7 @@ class CompareNegatives(io.ComfyNode):
                 sampling,
                 keep=Keep(min(SHOWN, len(pairs))),
                 batch_size=options["micro_batch"],
-                progress=Counter(cls.hidden.unique_id).update,
+                progress=Counter(cls.hidden.unique_id, judged).update,
             )
         text = "\n".join(filter(None, [win_rates(result), elsewhere(embedding, sampling)]))
         say(text, cls.hidden.unique_id)

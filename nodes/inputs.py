@@ -64,12 +64,19 @@ def picture_inputs(
         io.Float.Input(
             "cfg",
             default=7.5,
-            min=1.01,
+            min=1.0,
             max=100.0,
             step=0.1,
             tooltip=cfg_tip,
         ),
     ]
+
+
+def attention_input(tip: str) -> io.Input:
+    """A negative at cfg 1, where there is no pass of its own."""
+    return advanced(
+        io.Float, "attention_guidance", optional=True, default=0.0, min=0.0, max=50.0, step=0.1, tooltip=tip
+    )
 
 
 def pass_inputs(

@@ -15,6 +15,7 @@ _PLAIN = {
     "height": 0,
     "prompt_file": "none",
     "validation_prompts": "",
+    "attention_guidance": 0.0,
 }
 RECIPES: dict[str, dict[str, Any]] = {
     QUICK: {

@@ -12,13 +12,18 @@ from reneg_core.model import Conditioning
 
 from .host import sampling
 from .host.feedback import say
-from .inputs import require_choices
+from .inputs import attention_input, require_choices
 from .layout import HostConditioning, from_host, to_host
 from .schema import Embedding, advanced, not_in, schema
 
 NEGATIVE_TIP = (
     "Optional. A negative prompt. Its ControlNet, areas and hooks are kept and its text is what strength 0 means; "
     "at strength 1 the embedding takes the place of its text."
+)
+
+ATTENTION_TIP = (
+    "For models that are sampled at cfg 1 (Stable Diffusion 1, 2, XL): how strongly the negative acts inside the "
+    "cross-attention. 0 is off and neutral; otherwise cfg has to be 1."
 )
 
 
@@ -86,6 +91,7 @@ def guidance_inputs() -> list[io.Input]:
             step=0.05,
             tooltip="Takes back the contrast that a high cfg adds; 0 is off and neutral.",
         ),
+        attention_input(ATTENTION_TIP),
     ]
 
 
@@ -140,10 +146,10 @@ def _between(part: list[Any], embedding: NegativeEmbedding, strength: float) -> 
     )
 
 
-def warn_without_effect(cfg: float, node_id: str | None) -> None:
+def warn_without_effect(guidance: Guidance, node_id: str | None) -> None:
     """At cfg 1 the host does not run the negative at all."""
-    if math.isclose(cfg, 1.0):
-        text = "cfg is 1: the negative has no effect. Set cfg above 1."
+    if math.isclose(guidance.scale, 1.0) and not guidance.attention:
+        text = "cfg is 1: the negative has no effect. Set cfg above 1, or guide the attention."
         logging.warning("ReNeg: %s", text)
         say(text, node_id)
 
@@ -158,14 +164,30 @@ def prepare(
     guidance_start: float = 0.0,
     guidance_end: float = 1.0,
     rescale: float = 0.0,
+    attention_guidance: float = 0.0,
     negative: HostConditioning | None = None,
 ) -> tuple[Any, HostConditioning]:
     """The model patched for the guidance, and the negative CONDITIONING."""
     if not math.isfinite(cfg):
         raise ValueError(f"cfg: got {cfg}, expected a finite number.")
-    warn_without_effect(cfg, node_id)
-    patched = sampling.guided(model, Guidance(cfg, guidance_start, guidance_end, rescale))
-    return patched, negative_of(embedding, positive, negative, strength)
+    guidance = Guidance(cfg, guidance_start, guidance_end, rescale, attention_guidance)
+    warn_without_effect(guidance, node_id)
+    found = negative_of(embedding, positive, negative, strength)
+    if attention_guidance:
+        check_whole(found)
+    return sampling.guided(model, guidance), found
+
+
+def check_whole(negative: HostConditioning) -> None:
+    """Attention guidance knows one negative, for the whole picture and all steps; ValueError for anything else."""
+    limits = {"area", "mask", "start_percent", "end_percent", "timestep_start", "timestep_end"}
+    found = sorted({name for _, told in negative for name in told} & limits)
+    if len(negative) != 1 or found:
+        said = f"with {', '.join(found)}" if found else f"of {len(negative)} parts"
+        raise ValueError(
+            f"Got a negative {said} and attention guidance, expected one text for the whole picture. Connect a plain "
+            "negative prompt, or none."
+        )
 
 
 class CFGSampler(io.ComfyNode):

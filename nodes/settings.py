@@ -8,6 +8,7 @@ from reneg_core.guidance import Guidance
 from reneg_core.sampling import Jitter, Sampling, Size
 from reneg_core.training.config import ConfigError, RolloutConfig
 
+from .host.attention import require_cross_attention
 from .host.feedback import Passing
 from .host.model import HostModel
 from .host.rewards import HostReward
@@ -20,7 +21,12 @@ SHARES = (1 / 3, 2 / 3, 1.0)
 """Of the number of steps: what a varied training draws from."""
 FACTORS = (0.5, 1.0, 1.5)
 """Of what the cfg is above 1: what a varied training draws from."""
-READ = {"width", "height", "sampling_steps", "cfg", "scheduler", "solver", "last_steps", "vary"}
+READ = {"width", "height", "sampling_steps", "cfg", "scheduler", "solver", "last_steps", "vary", "attention_guidance"}
+
+
+def guidance_of(options: Mapping[str, Any]) -> Guidance:
+    """How a negative acts; ValueError for a cfg and an attention guidance that do not go together."""
+    return Guidance(options["cfg"], attention=options.get("attention_guidance", 0.0))
 
 
 def sampling_of(options: Mapping[str, Any]) -> Sampling:
@@ -30,7 +36,7 @@ def sampling_of(options: Mapping[str, Any]) -> Sampling:
         options.get("solver", "euler"),
         options["sampling_steps"],
         spacing_of(options["scheduler"]),
-        Guidance(options["cfg"]),
+        guidance_of(options),
         Size(options["height"], options["width"]),
     )
 
@@ -45,7 +51,7 @@ def rollout_settings(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def jitter_of(options: Mapping[str, Any]) -> Jitter:
     """What training draws anew at each step: nothing, or both solvers, up to three step counts with room for the
-    gradient points, three spacings and three guidance scales around those that are set."""
+    gradient points, three spacings, and three guidance scales around those that are set unless attention is guided."""
     if options.get("vary", OFF) == OFF:
         return Jitter()
     settings = rollout_settings(options)
@@ -53,12 +59,12 @@ def jitter_of(options: Mapping[str, Any]) -> Jitter:
     config = RolloutConfig(sampling=base, window=settings["window"])
     steps = dict.fromkeys(max(1, round(share * base.steps)) for share in SHARES)
     windows = {count: config.window_of(base.changed(steps=count)) for count in steps}
-    scale = base.guidance.scale
+    scales = () if base.guidance.attention else tuple(1 + factor * (base.guidance.scale - 1) for factor in FACTORS)
     return Jitter(
         solver=tuple(SOLVERS),
         steps=tuple(count for count, (first, last) in windows.items() if last - first >= points),
         spacing=tuple(dict.fromkeys([base.spacing, "trailing", "karras"])),
-        guidance_scale=tuple(1 + factor * (scale - 1) for factor in FACTORS),
+        guidance_scale=scales,
     )
 
 
@@ -86,7 +92,10 @@ def host_model(
     model: Any, clip: Any, vae: Any, reward: HostReward, options: Mapping[str, Any], passing: Passing
 ) -> HostModel:
     """The core's view of the host's model for one piece of work; a gradient through several steps keeps as much as
-    that many pictures would, unless their activations are computed again."""
+    that many pictures would, unless their activations are computed again. Errors: ValueError for attention guidance of
+    a model that has no cross-attention."""
+    if guidance_of(options).attention:
+        require_cross_attention(model)
     through = options.get("through", 1) or options["sampling_steps"]
     kept = 1 if options.get("checkpointing") else through
     return HostModel(

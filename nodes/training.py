@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from .host import files
 from .host.rewards import HostReward
 from .inputs import (
+    attention_input,
     judging_inputs,
     model_inputs,
     optional_inputs,
@@ -24,10 +25,16 @@ from .presets import OWN, PRESETS, QUICK, RECIPES, limit_of, settings_for
 from .running import Task, train
 from .runs import EXISTING, SERVED, state_of
 from .schema import Embedding, Settings, not_in, schema
+from .settings import guidance_of
 
 PRESET_TIP = (
     "quick: at most an hour, on a card of 8 GB too. fast: the finished picture decides, most gain for its time. paper: "
     "4000 steps of 64 pictures, days. from settings: as the Training Settings node says."
+)
+
+ATTENTION_TIP = (
+    "For models that are sampled at cfg 1 (Stable Diffusion 1, 2, XL): how strongly the negative acts inside the "
+    "cross-attention. 0 is off; otherwise set cfg to 1, and sample with the same number in ReNeg CFG Sampler."
 )
 
 
@@ -132,6 +139,7 @@ class TrainingSettings(io.ComfyNode):
             vary_input(optional=False),
             prompt_file_input(),
             *optional_inputs(),
+            attention_input(ATTENTION_TIP),
         ]
         return schema(
             node_id="ReNegTrainingSettings",
@@ -163,6 +171,7 @@ class TrainingSettings(io.ComfyNode):
     @classmethod
     def execute(cls, **settings: Any) -> io.NodeOutput:
         require_choices(**settings)
+        guidance_of(settings)
         return io.NodeOutput(settings)
 
 

@@ -1,6 +1,7 @@
 """What a training shows on its node: the bar, pictures before and after, the curve, lines of text."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reneg_core.durations import duration
-from reneg_core.evaluation import live_picture
+from reneg_core.evaluation import live_picture, picture_row
 from reneg_core.training import TrainConfig
 from reneg_core.training.pace import Pace
 from reneg_core.training.rehearsal import Rehearsal
@@ -97,11 +98,31 @@ class NodeObserver:
         return "" if left is None else f", about {duration(left)} left"
 
 
-class Counter:
-    """The node's bar and a line of text for work of several stages: how far each is, and how long it will take."""
+class Judged:
+    """A reward whose last pictures can be looked at while it works."""
 
-    def __init__(self, node_id: str | None) -> None:
-        self.node_id = node_id
+    def __init__(self, reward: Any) -> None:
+        self._reward, self._last = reward, None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reward, name)
+
+    def score(self, images: Tensor, prompts: Sequence[str] = ()) -> Tensor:
+        """What the reward says of the pictures ``[B,3,H,W]``, some of which are kept."""
+        self._last = images[:SHOWN].detach()
+        return self._reward.score(images, prompts)
+
+    def picture(self) -> Image.Image | None:
+        """The last pictures side by side; None before there are any."""
+        return None if self._last is None else picture_row(self._last)
+
+
+class Counter:
+    """The node's bar, the pictures of ``judged`` and a line of text for work of several stages: how far each is, and
+    how long it will take."""
+
+    def __init__(self, node_id: str | None, judged: Judged) -> None:
+        self.node_id, self.judged = node_id, judged
         self._bars: dict[str, Progress] = {}
         self._began = time.monotonic()
 
@@ -112,16 +133,19 @@ class Counter:
         say(f"{stage}: {done} of {total} pictures{left}", self.node_id)
         if stage not in self._bars:
             self._bars[stage] = Progress(total)
-        self._bars[stage].update(done)
+        self._bars[stage].update(done, self.judged.picture())
         if done == total:
             self._began = time.monotonic()
 
 
 class AdaptationWatch:
-    """Shows an adaptation, which takes ``pictures`` in batches, each for at most ``steps`` steps."""
+    """Shows an adaptation, which takes ``pictures`` in batches, each for at most ``steps`` steps, and what ``judged``
+    sees of it."""
 
-    def __init__(self, button: StopButton, node_id: str | None, pictures: int, batch: int, steps: int) -> None:
-        self.button, self.node_id, self.progress = button, node_id, Progress(pictures)
+    def __init__(
+        self, button: StopButton, node_id: str | None, judged: Judged, pictures: int, batch: int, steps: int
+    ) -> None:
+        self.button, self.node_id, self.judged, self.progress = button, node_id, judged, Progress(pictures)
         self.pictures, self.batch, self.steps = pictures, batch, steps
         self.done = self.step = self.taken = 0
         self._began = time.monotonic()
@@ -133,12 +157,13 @@ class AdaptationWatch:
         left = (time.monotonic() - self._began) / self.taken * max(0, batches * self.steps - self.step)
         now = f"pictures {self.done + 1} to {min(self.done + self.batch, self.pictures)} of {self.pictures}"
         say(f"{now}: step {self.step} of at most {self.steps}, at most {duration(left)} left", self.node_id)
+        self.button.update(self.progress, self.done, self.judged.picture())
         return self.button.asked()
 
     def finished(self, count: int) -> None:
         """So many more pictures are done."""
         self.done, self.step = self.done + count, 0
-        self.button.update(self.progress, self.done)
+        self.button.update(self.progress, self.done, self.judged.picture(), always=True)
 
 
 def require_plots() -> None:

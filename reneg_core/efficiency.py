@@ -20,10 +20,11 @@ from .evaluation import Evaluation, Keep, Measure, Mode, Pairs, evaluate
 from .evaluation.modes import EMBEDDING, NONE
 from .model import Conditioning, DiffusionModel
 from .rewards import Reward
-from .sampling import Sampling, State, advance, guided_denoise
+from .sampling import Sampling, State, advance
 from .training import Batch, Prompts, Reach, TrainConfig, reward_gradient, schedule
 from .training.judging import score
 from .training.memory import micro_batches
+from .training.objective import Way
 from .training.validation import Validator
 from .training.workers import Workers
 
@@ -269,26 +270,16 @@ def weight_gradient(
 ) -> dict[str, Tensor]:
     """What :func:`reneg_core.training.reward_gradient` finds for the negative, for weights of the denoiser: they act in
     both branches, so both are recorded. Averaged over the points, a rollout for each."""
-    sigmas = model.sigmas(sampling)
-    steps, names = len(sigmas) - 1, list(parameters)
+    sigmas, names = model.sigmas(sampling), list(parameters)
     totals = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-
-    def estimate(state: State) -> Tensor:
-        progress = state.index / steps
-        return guided_denoise(
-            model, state.x, sigmas[state.index], batch.positive, negative, sampling.guidance, progress
-        )
-
+    way = Way(model, sigmas, batch.positive, negative, sampling)
     for point in reach.points:
         state = State(model.start(batch.noise, sigmas[0]))
         with torch.no_grad():
             while state.index < point:
-                state = advance(state, estimate(state), sigmas, sampling.solver)
+                state = advance(state, way.x0(state), sigmas, sampling.solver)
         with torch.enable_grad():
-            x0, left = estimate(state), steps - 1 - state.index
-            for _ in range(min(reach.through - 1, left) if reach.through else left):
-                state = advance(state, x0, sigmas, sampling.solver)
-                x0 = estimate(state)
+            x0 = way.ahead(state, way.x0(state), reach.through)
             scores = score(reward, model.decode(x0, reach.frames), batch.prompts)
             found = torch.autograd.grad(scores.sum(), [parameters[name] for name in names], allow_unused=True)
         for name, gradient in zip(names, found, strict=True):

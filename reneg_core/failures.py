@@ -32,6 +32,10 @@ REMEDIES = {
 }
 
 
+class EndedElsewhere(Exception):
+    """Another process of the same command has ended; where that one has said why, this says nothing."""
+
+
 class StoppedError(KeyboardInterrupt):
     """A signal asked the command to end."""
 
@@ -55,6 +59,10 @@ def explained(name: str, work: Callable[[], int], show_traceback: bool = False) 
     except KeyboardInterrupt as error:
         _say(name, f"stopped by {str(error) or 'Ctrl-C'} before it was done.")
         return STOPPED
+    except EndedElsewhere as error:
+        if str(error):
+            _say(name, str(error))
+        return REFUSED
     except Exception as error:
         if show_traceback:
             raise

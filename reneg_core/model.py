@@ -4,7 +4,8 @@ The state is ``x = x0 + sigma * eps`` and a denoiser returns the clean estimate 
 evaluation, the command line and the ComfyUI nodes see a model only through :class:`DiffusionModel`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from typing import Protocol, TypeVar, runtime_checkable
@@ -137,8 +138,13 @@ class DiffusionModel(Protocol):
         """
         ...
 
-    def checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in the backward pass of the denoiser and the decoder to save memory."""
+    def pixels(self, size: Size = NATIVE, frames: int = 0) -> int:
+        """How many pixels :meth:`decode` computes for one row of latents of ``size``."""
+        ...
+
+    def checkpointing(self, enabled: bool, decoder: bool | None = None) -> None:
+        """Recompute activations in the backward pass of the denoiser, and of the decoder (None: likewise), to save
+        memory."""
         ...
 
     def digest(self) -> str:
@@ -148,6 +154,19 @@ class DiffusionModel(Protocol):
     def contents(self) -> dict[str, str]:
         """What a run with this model rests on, by part in words: "denoiser", "text encoder", "VAE", "precision" and the
         like; weights as :func:`reneg_core.digests.digest_of` gives them. A run goes on only with equal ones."""
+        ...
+
+
+@runtime_checkable
+class ForeseeingModel(DiffusionModel, Protocol):
+    """A model that makes room on its device once it knows what prompts are coming."""
+
+    def foreseeing(self, coming: Callable[[], Iterable[str]]) -> AbstractContextManager[None]:
+        """A context in which :meth:`encode` says each prompt once and keeps it (:class:`reneg_core.texts.Texts`), and
+        in which the text encoders are not on the device but to encode. Nothing may be tuned in them within.
+
+        coming: the prompts that will be asked for from now on, in their order.
+        """
         ...
 
 

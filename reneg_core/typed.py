@@ -23,13 +23,12 @@ def shown(value: Any) -> str:
 
 
 def coerce(value: Any, hint: Any) -> Any:
-    """``value`` as the annotated type: int, float, str, bool, a tuple of these, or one of them or None.
+    """``value`` as the annotated type: int, float, str, bool, a tuple of these, one of them or None, or one of several.
 
     Errors: TypeError or ValueError if it cannot be that without a guess.
     """
     if isinstance(hint, UnionType):
-        options = [option for option in typing.get_args(hint) if option is not type(None)]
-        return None if value is None else coerce(value, options[0])
+        return _coerce_any(value, typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         return _coerce_tuple(value, typing.get_args(hint))
     if hint is float and not isinstance(value, bool):
@@ -41,6 +40,19 @@ def coerce(value: Any, hint: Any) -> Any:
     if hint is int and abs(value) >= LARGEST:
         raise OverflowError
     return value
+
+
+def _coerce_any(value: Any, kinds: tuple[Any, ...]) -> Any:
+    """``value`` as the first of ``kinds`` that it can be."""
+    if value is None and type(None) in kinds:
+        return None
+    first, *others = (kind for kind in kinds if kind is not type(None))
+    try:
+        return coerce(value, first)
+    except (TypeError, ValueError):
+        if not others:
+            raise
+    return _coerce_any(value, tuple(others))
 
 
 def _coerce_tuple(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -57,7 +69,7 @@ def type_name(hint: Any) -> str:
     """The annotated type in words, for messages."""
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     if isinstance(hint, UnionType):
-        return type_name(next(option for option in typing.get_args(hint) if option is not type(None))) + " or nothing"
+        return " or ".join("nothing" if kind is type(None) else type_name(kind) for kind in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         kinds = typing.get_args(hint)
         if kinds[1:] == (Ellipsis,):

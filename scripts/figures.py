@@ -19,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
     "README.md",
+    "docs/comfyui.md",
     "docs/recipes.md",
     "docs/benchmarks.md",
     "docs/evaluation.md",
@@ -305,9 +306,9 @@ def together(negative: str) -> str:
 
 
 @figure
-def machine(name: str) -> str:
-    """What a benchmark ran on."""
-    found = results(name)["machine"]
+def machine(name: str, part: str = "") -> str:
+    """What a benchmark, or a part of it, ran on."""
+    found = (results(name)[part] if part else results(name))["machine"]
     torch, threads = found["torch"].split("+")[0], found["threads"]
     return f"torch {torch}, {found['device']}, {threads} thread{'s' * (threads > 1)}"
 
@@ -365,9 +366,58 @@ def memory_table() -> str:
 
 
 @figure
+def processes_table() -> str:
+    """Two processes on one machine against one."""
+    names = {"step": "training step", "comparison": "comparison"}
+    rows = [
+        [names[kind], *(f"{one[way]:.2f}" for way in ("alone", "shared", "apart")),
+         *(f"{one[share]:.0%}" for share in ("efficiency", "sharing"))]
+        for kind, one in results("processes")["measured"].items()
+    ]  # fmt: skip
+    head = [
+        "",
+        "one process, s",
+        "two share it, s",
+        "two, all of it each, s",
+        "of twice the speed",
+        "of what two get here",
+    ]
+    return _table(head, rows)
+
+
+@figure
+def calls(name: str) -> str:
+    """How many sums over all processes a step makes."""
+    return str(len(results(name)["sums"]))
+
+
+@figure
+def paper_table() -> str:
+    """Processes on paper, with the traffic counted."""
+    rows = [
+        [str(one["gpus"]), str(one["samples"]), f"{one['sent_mb']:.2f}", f"{one['exchange_ms']:.1f}",
+         f"{one['step']:.2f}", f"{one['efficiency_step']:.1%}", f"{one['efficiency']:.1%}"]
+        for one in results("processes")["paper"]
+    ]  # fmt: skip
+    head = ["GPUs", "samples each", "MB sent by each", "exchange, ms", "step, s", "efficiency", "with validations"]
+    return _table(head, rows)
+
+
+@figure
 def memory_error() -> str:
     """The largest difference of computed from recorded memory."""
     return f"{max(abs(v - 1) for one in results('memory')['against'].values() for v in one.values()):.0%}"
+
+
+@figure
+def decoders_agreement_table() -> str:
+    """How near each way to decode comes to the full decoder's gradient."""
+    reaches = results("decoders")["agreement"]["reaches"]
+    rows = [
+        [f"`{way}`", *(f"{one[way][what]:.4f}" for one in reaches.values() for what in ("whole", "batch"))]
+        for way in next(iter(reaches.values()))
+    ]
+    return _table(["decoder", *(head for name in reaches for head in (f"{name}, all prompts", "a batch"))], rows)
 
 
 @figure
@@ -429,7 +479,9 @@ def mutants(part: str) -> str:
     """Planted mistakes: how many were "noticed", those by module ("modules"), or each that was not ("living")."""
     found = results("mutants")
     if part == "noticed":
-        return f"{found['noticed']} of {found['tried']} ({found['noticed'] / found['tried']:.1%})"
+        every = sum(row[1] for row in found["modules"])
+        share = f"{found['noticed']} noticed ({found['noticed'] / found['tried']:.1%})"
+        return f"{found['tried']} of {every} mutants, {share}"
     head = {"modules": "module|mutants|tried|noticed|share", "living": "function|line|mutated|why it may live"}[part]
     return _table(head.split("|"), [[str(cell).replace("|", "\\|") for cell in row] for row in found[part]])
 

@@ -120,8 +120,8 @@ def living(path: str, mutant: str, verdict: str) -> list[str]:
     ]
 
 
-def write(run: dict[str, float]) -> float:
-    """Write the results; returns the share of the mutants that were noticed."""
+def write(run: dict[str, float], sample: bool = False) -> float:
+    """Write the results; returns the share of the mutants that were noticed. sample: the run's were drawn at random."""
     modules, left = [], []
     for path, mutants in verdicts().items():
         tried = {mutant: verdict for mutant, verdict in mutants.items() if verdict != "not checked"}
@@ -132,7 +132,7 @@ def write(run: dict[str, float]) -> float:
     before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     tried, noticed = (sum(row[column] for row in modules) for column in (2, 3))
     text = {"noticed": noticed, "tried": tried, "last_run": run or before.get("last_run", {})}
-    text |= {"modules": modules, "living": left}
+    text |= {"sample": run if sample else before.get("sample", {}), "modules": modules, "living": left}
     RESULTS.write_text(json.dumps(text, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     share, unexplained = noticed / max(tried, 1), sum(not row[-1] for row in left)
     print(f"\n{noticed} of {tried} mutants noticed: {share:.1%}; {unexplained} of the others without a reason")
@@ -149,7 +149,8 @@ def folders_in_memory() -> Iterator[None]:
 
 
 def run(names: list[str], children: int) -> dict[str, float]:
-    """Run mutmut; how many mutants it tried and the seconds that took, by the clock and of processors."""
+    """Run mutmut; how many mutants it tried of those without a verdict, how many were noticed, and what that took by
+    the clock and of processors."""
     began, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     before = {name for mutants in verdicts().values() for name, verdict in mutants.items() if verdict != "not checked"}
     with folders_in_memory():
@@ -157,11 +158,13 @@ def run(names: list[str], children: int) -> dict[str, float]:
             cli.main(["run", "--max-children", str(children), *names], standalone_mode=False)
         except KeyboardInterrupt:
             print("stopped; the verdicts so far are kept")
-    after = {name for mutants in verdicts().values() for name, verdict in mutants.items() if verdict != "not checked"}
+    verdict = {name: verdict for mutants in verdicts().values() for name, verdict in mutants.items()}
+    fresh = [name for name, found in verdict.items() if found != "not checked" and name not in before]
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = spent.ru_utime + spent.ru_stime - used.ru_utime - used.ru_stime
-    tried = len(after - before)
-    return {"tried": tried, "seconds": round(time.monotonic() - began), "processor_seconds": round(seconds)}
+    noticed = sum(verdict[name] in NOTICED for name in fresh)
+    spans = {"seconds": round(time.monotonic() - began), "processor_seconds": round(seconds)}
+    return {"tried": len(fresh), "noticed": noticed, "without": len(verdict) - len(before), **spans}
 
 
 def main() -> int:
@@ -178,7 +181,7 @@ def main() -> int:
         names = forget(names)
     elif options.sample:
         names = drawn(options.sample)
-    share = write({} if options.write else run(names, options.children))
+    share = write({} if options.write else run(names, options.children), options.sample > 0)
     return 0 if share >= ENOUGH else 1
 
 

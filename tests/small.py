@@ -27,7 +27,7 @@ class SmallModel:
 
     def __init__(self, pooled: bool = False) -> None:
         self.pooled = pooled
-        self.checkpointed: list[bool] = []
+        self.checkpointed: list[tuple[bool, bool]] = []
 
     def run(self, work: Callable[[Any], Any]) -> Any:
         return work(self)
@@ -63,8 +63,11 @@ class SmallModel:
     def decode(self, latents: Tensor, frames: int = 0) -> Tensor:
         return torch.sigmoid(1.5 * latents)
 
-    def checkpointing(self, enabled: bool) -> None:
-        self.checkpointed.append(enabled)
+    def pixels(self, size: Size = Size(), frames: int = 0) -> int:  # noqa: B008
+        return (size.height or 4) * (size.width or 4)
+
+    def checkpointing(self, enabled: bool, decoder: bool | None = None) -> None:
+        self.checkpointed.append((enabled, enabled if decoder is None else decoder))
 
     def digest(self) -> str:
         return "5" * 64

@@ -4,9 +4,8 @@ Work runs inside the host's own sampling call, so that patches, hooks, wrappers 
 for every sampler; only the loop in between is the core's.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -20,7 +19,9 @@ from torch import Tensor, nn
 from reneg_core.digests import DIGEST, digest_of, sha256_of
 from reneg_core.model import Branch, Conditioning, DiffusionModel, TunableModel
 from reneg_core.sampling import NATIVE, Sampling, Size
+from reneg_core.texts import Coming, Texts
 
+from .attention import guided_away, require_cross_attention
 from .checks import check_loaded, check_trainable, explained
 from .families import check_encoder, facts_of, family_of_model, name_of
 from .feedback import Passing, stoppable
@@ -34,7 +35,6 @@ from .text import encode_alone, family_of
 from .tuning import TunedText
 
 T = TypeVar("T")
-CACHED_PROMPTS = 512
 PROBE = "a photograph of 7 red foxes, snow; watercolour"
 PICTURE = Size(512, 512)
 GRADIENT_MEMORY = 4  # a pass with gradient keeps about this many times what the host estimates for one without
@@ -74,7 +74,7 @@ class HostModel(TunableModel):
         self._latents = Latents(model, vae, replace(size, frames=self._frames))
         self._batch, self._passing = batch, passing
         self._checkpoints = Checkpoints(passing)
-        self._prompts: OrderedDict[str, Conditioning] = OrderedDict()
+        self._texts = Texts(self._encode_one, self._beside_the_model)
         self._guider: Any = None
         self._tuned: TunedText | None = None
         self.device = model.load_device
@@ -134,7 +134,8 @@ class HostModel(TunableModel):
         """
         self._active()
         if self._tuned is None:
-            self._tuned = TunedText(self._clip)
+            with self._beside_the_model():
+                self._tuned = TunedText(self._clip)
         return self._tuned.encoders
 
     def _forget_tuning(self) -> None:
@@ -144,24 +145,41 @@ class HostModel(TunableModel):
         """Conditioning of each prompt as the host encodes it; a mask tells it from its padding where lengths differ, or
         where the family's convention is longer than what the host encodes. gradient: see :class:`TunableModel`."""
         if self._tuned is None:
-            return joined([self._encode_one(prompt) for prompt in prompts], self._padding)
+            return joined([row.to(self.device) for row in self._texts.rows(prompts)], self._padding)
         with self._passing():
             parts = [self._tuned.encode(prompt, gradient).to(self.device) for prompt in prompts]
         return joined([self._read(part) for part in parts])
 
-    def _encode_one(self, prompt: str) -> Conditioning:
-        if prompt in self._prompts:
-            self._prompts.move_to_end(prompt)
-        else:
-            self._prompts[prompt] = self._encode_needed(prompt)
-            if len(self._prompts) > CACHED_PROMPTS:
-                self._prompts.popitem(last=False)
-        return self._prompts[prompt].to(self.device)
+    @property
+    def _accelerated(self) -> bool:
+        """Whether the device has a memory of its own."""
+        return self.device.type != "cpu"
 
-    def _encode_needed(self, prompt: str) -> Conditioning:
+    def _encode_one(self, prompt: str) -> Conditioning:
         with self._passing():
             part = encode_alone(self._clip, prompt).to("cpu")
         return self._read(part)
+
+    @contextmanager
+    def _beside_the_model(self) -> Iterator[None]:
+        """The host loads the CLIP and, where memory is short, sends away for it what is running: that comes back, and
+        for it the host sends the CLIP away."""
+        try:
+            yield
+        finally:
+            if self._guider is not None:
+                self._load()
+
+    @contextmanager
+    def foreseeing(self, coming: Coming) -> Iterator[None]:
+        """See :class:`~reneg_core.model.ForeseeingModel`; on a CPU nothing is encoded ahead."""
+        before = self._texts.coming
+        if self._accelerated:
+            self._texts.coming = coming
+        try:
+            yield
+        finally:
+            self._texts.coming = before
 
     def _read(self, part: Conditioning) -> Conditioning:
         """Without the pooled vector where the denoiser has no use for it."""
@@ -176,7 +194,7 @@ class HostModel(TunableModel):
         same ``x`` (one batch, the negative's rows first, if memory allows), ``[0]`` or ``[1]`` for one alone. Rows that
         the host does not pass together, of other lengths for example, are passed one after the other.
         """
-        level = sigma.detach().to(x.device, torch.float32, copy=True).reshape(-1).expand(len(x))
+        level = _levels(sigma, x)
         states, sigmas, texts = x.chunk(len(branches)), level.chunk(len(branches)), _chunks(conditioning, len(branches))
         if _one_state(states, sigmas, branches):
             found = self._passes(states[0], sigmas[0], dict(zip(branches, texts, strict=True)))
@@ -184,28 +202,46 @@ class HostModel(TunableModel):
         parts = zip(states, sigmas, branches, texts, strict=True)
         return torch.cat([self._passes(state, at, {branch: text})[branch] for state, at, branch, text in parts])
 
-    def _passes(self, x: Tensor, level: Tensor, texts: dict[Branch, Conditioning]) -> dict[Branch, Tensor]:
-        """Clean estimates of ``x`` by branch."""
+    def attended(
+        self, x: Tensor, sigma: Tensor, positive: Conditioning, negative: Conditioning, strength: float
+    ) -> Tensor:
+        """Clean estimate of one pass of the positive, told to the host as that, whose cross-attentions are guided away
+        from the negative's tokens by ``strength``; see :func:`reneg_core.guidance.attend`. Differentiable in both; a
+        pooled vector of the negative has no part in it. Errors: ValueError for models without cross-attention."""
+        require_cross_attention(self._patcher)
+        texts = {Branch.POSITIVE: positive.expand(len(x)), Branch.NEGATIVE: negative.expand(len(x))}
+        return self._passes(x, _levels(sigma, x), texts, strength)[Branch.POSITIVE]
+
+    def _passes(
+        self, x: Tensor, level: Tensor, texts: dict[Branch, Conditioning], attention: float | None = None
+    ) -> dict[Branch, Tensor]:
+        """Clean estimates of ``x`` by branch; attention: the positive's alone, guided by so much."""
         rows = [
             [self._processed(x[[i]], text[i : i + 1], branch) for branch, text in texts.items()] for i in range(len(x))
         ]
-        found: dict[Branch, list[Tensor]] = {branch: [] for branch in texts}
+        found: dict[Branch, list[Tensor]] = {}
         places = groups(rows)
         for group in places:
             conditions = {
                 branch: {"model_conds": merged([rows[i][number] for i in group]), "uuid": self._uuids[branch]}
                 for number, branch in enumerate(texts)
             }
-            for branch, estimate in self._pass(x[group], level[group], conditions).items():
-                found[branch].append(estimate)
+            for branch, estimate in self._pass(x[group], level[group], conditions, attention).items():
+                found.setdefault(branch, []).append(estimate)
         order = torch.tensor([i for group in places for i in group]).argsort()
         return {branch: parts[0] if len(parts) == 1 else torch.cat(parts)[order] for branch, parts in found.items()}
 
-    def _pass(self, x: Tensor, level: Tensor, conditions: dict[Branch, dict[str, Any]]) -> dict[Branch, Tensor]:
+    def _pass(
+        self, x: Tensor, level: Tensor, conditions: dict[Branch, dict[str, Any]], attention: float | None
+    ) -> dict[Branch, Tensor]:
         """Clean estimates of one batch; a branch without a condition is not run."""
+        options = self._options
+        if attention is not None:
+            negative = conditions.pop(Branch.NEGATIVE)["model_conds"]["c_crossattn"].cond
+            options = guided_away(options, negative, attention)
         wanted = [[conditions[branch]] if branch in conditions else None for branch in Branch]
         with self._passing():
-            found = comfy.samplers.calc_cond_batch(self._active().inner_model, wanted, x, level, self._options)
+            found = comfy.samplers.calc_cond_batch(self._active().inner_model, wanted, x, level, options)
         return {branch: found[branch] for branch in conditions}
 
     def _processed(self, x: Tensor, row: Conditioning, branch: Branch) -> Processed:
@@ -261,16 +297,26 @@ class HostModel(TunableModel):
         with self._passing():
             return self._latents.decode(raw, frames)
 
-    def checkpointing(self, enabled: bool) -> None:
-        """Recompute the denoiser's and the decoder's blocks in the backward pass."""
-        if not enabled and self._family.plain:
-            self._checkpoints.restore()
-        elif enabled:
-            decoder = getattr(self._vae.first_stage_model, "decoder", self._vae.first_stage_model)
+    def pixels(self, size: Size = NATIVE, frames: int = 0) -> int:
+        """See :class:`DiffusionModel`; of a clip all frames are decoded."""
+        height, width = self._latents.shape(size)[-2:]
+        return height * width * self._latents.factor**2 * (size.frames or self._frames)
+
+    def checkpointing(self, enabled: bool, decoder: bool | None = None) -> None:
+        """Recompute the denoiser's and the decoder's blocks in the backward pass; always where blocks change what they
+        saved."""
+        vae, must = self._vae.first_stage_model, not self._family.plain
+        network = getattr(vae, "decoder", vae)
+        self._checkpoints.restore()
+        if enabled or must:
             opened = (TimestepEmbedSequential,)  # the UNets call its members, not itself
-            blocks = blocks_of(self._patcher.model.diffusion_model, opened)
-            for block in blocks if keeps_state(decoder) else [*blocks, *blocks_of(decoder)]:
-                self._checkpoints.wrap(block)
+            self._recompute(blocks_of(self._patcher.model.diffusion_model, opened))
+        if (must or (enabled if decoder is None else decoder)) and not keeps_state(network):
+            self._recompute(blocks_of(network))
+
+    def _recompute(self, blocks: list[nn.Module]) -> None:
+        for block in blocks:
+            self._checkpoints.wrap(block)
 
     def digest(self) -> str:
         """SHA-256 over the denoiser's weights as they are loaded, LoRAs included."""
@@ -278,7 +324,7 @@ class HostModel(TunableModel):
 
     def contents(self) -> dict[str, str]:
         """See :class:`DiffusionModel`; the text encoder by what it makes of a prompt, which counts its patches in."""
-        part = self._encode_one(PROBE)
+        [part] = self._texts.rows([PROBE])
         tensors = {"tokens": part.tokens, "mask": part.mask, "pooled": part.pooled}
         return {
             "precision": str(self.dtype).removeprefix("torch."),
@@ -322,6 +368,11 @@ def _private_clone(model: Any) -> Any:
     options = clone.model_options.setdefault("transformer_options", {})
     options["optimized_attention_override"] = lambda original, *args, **kwargs: attention_pytorch(*args, **kwargs)
     return clone
+
+
+def _levels(sigma: Tensor, x: Tensor) -> Tensor:
+    """A level per row of ``x``, as the host takes them."""
+    return sigma.detach().to(x.device, torch.float32, copy=True).reshape(-1).expand(len(x))
 
 
 def _chunks(conditioning: Conditioning, count: int) -> list[Conditioning]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from reneg_core.guidance import Guidance, rescale
 
+from .attention import guided_away, require_cross_attention
 from .probing import fitted_latent
 
 Latent = dict[str, Any]
@@ -26,11 +27,17 @@ def scheduler_names() -> list[str]:
 
 
 def guided(model: Any, guidance: Guidance) -> Any:
-    """``model`` unchanged for neutral settings, else a clone with interval and rescale installed."""
+    """``model`` unchanged for neutral settings, else a clone with attention guidance, interval and rescale installed.
+
+    Errors: ValueError for attention guidance of a model that has no cross-attention.
+    """
     interval = (guidance.start, guidance.end) != (0.0, 1.0)
-    if not interval and guidance.rescale == 0:
+    if not interval and guidance.rescale == 0 and guidance.attention == 0:
         return model
     model = model.clone()
+    if guidance.attention:
+        require_cross_attention(model)
+        _install_attention(model, guidance.attention)
     if interval:
         _install_interval(model, guidance)
     if guidance.rescale:
@@ -38,6 +45,25 @@ def guided(model: Any, guidance: Guidance) -> Any:
             lambda args: rescale(args["denoised"], args["cond_denoised"], guidance.rescale)
         )
     return model
+
+
+def _install_attention(model: Any, strength: float) -> None:
+    """The positive pass alone runs, guided inside the attention, and stands for both branches. Where there is no
+    negative, as outside an interval, it is not guided."""
+    options = model.model_options
+    inner = options.get("sampler_calc_cond_batch_function", _calculate)
+    options["disable_cfg1_optimization"] = True  # else the host hands on no negative at cfg 1
+
+    def calculate(args: dict[str, Any]) -> list[Tensor]:
+        positive, *rest = args["conds"]
+        if not any(rest):
+            return inner(args)
+        tokens, x = rest[0][0]["model_conds"]["c_crossattn"], args["input"]
+        tokens = tokens.process_cond(batch_size=len(x), device=x.device, area=None).cond
+        told = guided_away(args["model_options"], tokens, strength)
+        return inner({**args, "conds": [positive], "model_options": told}) * len(args["conds"])
+
+    options["sampler_calc_cond_batch_function"] = calculate
 
 
 def _install_interval(model: Any, guidance: Guidance) -> None:

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from ..conventions import family_of_width
 from ..digests import DIGEST, digest_of, sha256_of
-from ..model import Branch, Conditioning, DiffusionModel
+from ..model import Branch, Conditioning, DiffusionModel, ForeseeingModel
 from ..settings import NATIVE, Sampling, Size
+from ..texts import Coming, Texts, stacked
 from .parameterisation import Parameterisation
 
 T = TypeVar("T")
 
 
-class DiffusersModel(DiffusionModel):
+class DiffusersModel(ForeseeingModel):
     """A diffusers pipeline as a :class:`DiffusionModel`; a family says what differs.
 
     conventions: names of the text conventions, told apart by width; network_class: the denoiser's class; denoiser: its
@@ -60,6 +61,7 @@ class DiffusersModel(DiffusionModel):
         self.family = family_of_width(self.width, self.conventions)
         self.max_tokens: int | None = None
         self.parameterisation = self._parameterisation()
+        self._texts: Texts | None = None
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False).eval()
@@ -115,6 +117,48 @@ class DiffusersModel(DiffusionModel):
     def encode(self, prompts: Sequence[str], gradient: bool = False) -> Conditioning:
         """Tokens ``[B,L,D]`` and pooled ``[B,P]`` float32, mask ``[B,L]`` int64, by the family's convention; prompts
         that are too long are cut. gradient: recorded, where something in the encoders requires it."""
+        if self._texts is not None and not gradient:
+            return stacked(self._texts.rows(prompts)).to(self.device)
+        return self._encoded(prompts, gradient)
+
+    @contextmanager
+    def foreseeing(self, coming: Coming) -> Iterator[None]:
+        """See :class:`~reneg_core.model.ForeseeingModel`. On a CPU nothing is moved, and nothing encoded ahead. Other
+        models that share an encoder with this one (LoRAs) must not encode within."""
+        before = self._texts
+        ahead = coming if self._accelerated else tuple
+        self._texts = Texts(lambda prompt: self._encoded([prompt]).to("cpu"), self._encoders, ahead)
+        try:
+            yield
+        finally:
+            self._texts = before
+            if before is None:
+                self._move_encoders(self.device)
+
+    @contextmanager
+    def _encoders(self) -> Iterator[None]:
+        """The text encoders come to the device, and leave it again."""
+        self._move_encoders(self.device)
+        try:
+            yield
+        finally:
+            self._move_encoders(torch.device("cpu"))
+
+    @property
+    def _accelerated(self) -> bool:
+        """Whether the device has a memory of its own."""
+        return self.device.type != "cpu"
+
+    def _move_encoders(self, device: torch.device) -> None:
+        if not self._accelerated:
+            return
+        for name, part in self.pipeline.components.items():
+            if name.startswith("text_encoder") and part is not None:
+                part.to(device)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _encoded(self, prompts: Sequence[str], gradient: bool = False) -> Conditioning:
         with _silenced(type(self.pipeline).__module__), torch.set_grad_enabled(gradient):
             found = self._encode(list(prompts))
         return Conditioning(
@@ -190,14 +234,21 @@ class DiffusersModel(DiffusionModel):
 
     def decode(self, latents: Tensor, frames: int = 0) -> Tensor:
         """Latents ``[B,C,h,w]`` to pictures ``[B,3,H,W]`` float32 in [0,1]; for videos see :mod:`.video`."""
-        vae = self.pipeline.vae
-        latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-        return unit(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
+        return decoded(self.pipeline.vae, latents)
 
-    def checkpointing(self, enabled: bool) -> None:
+    def pixels(self, size: Size = NATIVE, frames: int = 0) -> int:
+        return math.prod(self._latent_sides(size)[-2:]) * self._factor**2
+
+    def checkpointing(self, enabled: bool, decoder: bool | None = None) -> None:
         """Switch activation checkpointing of the denoiser and the VAE decoder."""
-        for network in (self.network, self.pipeline.vae):
-            (network.enable_gradient_checkpointing if enabled else network.disable_gradient_checkpointing)()
+        self._recompute(enabled)
+        vae, wanted = self.pipeline.vae, enabled if decoder is None else decoder
+        (vae.enable_gradient_checkpointing if wanted else vae.disable_gradient_checkpointing)()
+
+    def _recompute(self, enabled: bool) -> None:
+        """Switch activation checkpointing of the denoiser."""
+        network = self.network
+        (network.enable_gradient_checkpointing if enabled else network.disable_gradient_checkpointing)()
 
     def digest(self) -> str:
         """SHA-256 over the denoiser's weights in name order: the same model from a folder or a file, per dtype."""
@@ -217,6 +268,13 @@ class DiffusersModel(DiffusionModel):
             **{name.replace("_", " "): found for name, found in encoders.items()},
             **{name.replace("_", " "): DIGEST + found for name, found in vocabularies.items()},
         }
+
+
+def decoded(vae: Any, latents: Tensor) -> Tensor:
+    """Pictures ``[B,3,H,W]`` float32 in [0,1] that diffusers' ``vae`` makes of a denoiser's latents ``[B,C,h,w]``, by
+    the scale and the shift of its configuration, as diffusers' pipelines do."""
+    latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+    return unit(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
 
 
 def unit(pixels: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import ClassVar
 
-from ..settings import Size
+from ..settings import NATIVE, Size
 from .diffusers import DiffusersModel
 
 
@@ -23,3 +23,7 @@ class VideoModel(DiffusersModel):
         if frames < 1 or (frames - 1) % step:
             raise ValueError(f"Got {frames} frames for {self.name}, expected one more than a multiple of {step}.")
         return (frames - 1) // step + 1, *super()._latent_sides(replace(size, frames=None))
+
+    def pixels(self, size: Size = NATIVE, frames: int = 0) -> int:
+        """Of all frames, for a VAE that looks at them together."""
+        return super().pixels(size) * (size.frames or self.native_frames)

@@ -13,6 +13,7 @@ from ..text_file import printable
 from ..training import AdaptConfig, AdaptResult, adapt
 from ..training.names import merge, normalised
 from ..training.run_config import parse_override
+from ..training.workers import Workers
 from .common import (
     add_model_options,
     add_reward_dtype,
@@ -22,6 +23,7 @@ from .common import (
     read_prompts,
     reward_dtype_of,
     setting_lines,
+    shared,
 )
 from .values import prompt_text, whole_number
 
@@ -32,6 +34,7 @@ Pictures are sampled as the embedding was learned, where its file says how; --se
 
   reneg adapt --embedding runs/tiny/negative.safetensors --output runs/adapted
   reneg adapt --model sd15/ --embedding e.safetensors --prompts p.txt --reward hpsv2.1 --weights WEIGHTS.pt
+  accelerate launch --num_processes 8 -m reneg_core adapt --embedding e.safetensors --output runs/adapted
 """
 
 
@@ -58,18 +61,25 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Adapt, write the results, print a line per pair."""
+    return shared(args, _adapt)
+
+
+def _adapt(args: argparse.Namespace, workers: Workers) -> int:
     start = load_embedding(args.embedding)
     config = settings_of(args, start)
     prompts = args.prompt or read_prompts(args.prompts, "test", args.model)
-    check_folder(args.output)
+    if workers.rank == 0:
+        check_folder(args.output)
     model = load_model_of(args)
     reward = load_reward(args.reward, weights=args.weights, device=model.device, dtype=reward_dtype_of(args))
     from tqdm import tqdm
 
     with tqdm(total=len(prompts), unit="pair", desc="adapting") as bar, graceful_stop() as should_stop:
         seeds = [args.seed] * len(prompts)
-        result = adapt(model, reward, prompts, seeds, start, config, progress=bar.update, should_stop=should_stop)
-    _write(Path(args.output), prompts, args.seed, result, start)
+        watching = {"progress": bar.update, "should_stop": should_stop}
+        result = adapt(model, reward, prompts, seeds, start, config, workers=workers, **watching)
+    if workers.rank == 0:
+        _write(Path(args.output), prompts, args.seed, result, start)
     return 0
 
 

@@ -22,8 +22,8 @@ number of steps, at the best of a few learning rates by the validation reward. C
 report, efficiency.png and analysis.json.
 
 Settings are those of `reneg train`, over the recipe `analysis` (the tiny world, a few minutes); the embedding starts as
-the empty prompt, and there is no jitter. The LoRA needs the package peft. The learning rates are the tiny world's:
-give others for another model (the paper's for Stable Diffusion is embedding=5e-3).
+the empty prompt, there is no jitter, and gradient points are drawn once a step. The LoRA needs the package peft. The
+learning rates are the tiny world's: give others for another model (the paper's for Stable Diffusion is embedding=5e-3).
 
   reneg analyze
   reneg analyze model=sd15/ prompts=p.txt reward=hpsv2.1 reward_weights=HPS.pt steps=500 --test-prompts t.txt

@@ -1,10 +1,11 @@
 """What several subcommands share: options, prompt files, progress bars, stopping cleanly."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,6 +20,7 @@ from ..rewards.precision import PRECISIONS
 from ..sampling import SOLVER_WORDS, SPACINGS, Sampling
 from ..texforce.prompts import PROMPT_SETS
 from ..text_file import read_prompt_entries, read_prompt_lines
+from ..training.workers import Workers, device_of, processes
 from .values import MOST, finite_number, whole_number
 
 HANDCRAFTED = (
@@ -136,6 +138,21 @@ def setting_lines(settings: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def say_how_many(workers: Workers) -> None:
+    """On stderr, where there are several: a launcher that starts one only would not be noticed."""
+    if workers.count > 1 and workers.rank == 0:
+        print(f"{workers.count} processes share the work", file=sys.stderr)
+
+
+def shared(args: argparse.Namespace, command: Callable[[argparse.Namespace, Workers], int]) -> int:
+    """``command`` in the processes that the environment describes, each on its own device: they end together, and one
+    of them speaks."""
+    with processes(args.device) as workers, one_voice(workers):
+        args.device = device_of(workers, args.device)
+        say_how_many(workers)
+        return workers.together(lambda: command(args, workers))
+
+
 def load_model_of(args: argparse.Namespace) -> DiffusionModel:
     """The model that the options name, with the LoRAs that they name."""
     from ..backends import load_model
@@ -188,6 +205,17 @@ def independent_parts(model: str) -> dict[str, Callable[[Tensor, list[str]], dic
     from ..tiny import measure_parts
 
     return {"independent": measure_parts}
+
+
+@contextmanager
+def one_voice(workers: Workers) -> Iterator[None]:
+    """Of several processes only the first prints, warns and shows bars; failures are said outside of this."""
+    with ExitStack() as stack:
+        if workers.rank:
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        yield
 
 
 @contextmanager

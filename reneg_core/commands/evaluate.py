@@ -29,6 +29,7 @@ from ..rewards import Reward, load_reward
 from ..sampling import Sampling
 from ..text_file import checked_prompts
 from ..training import AdaptConfig
+from ..training.workers import Workers
 from .common import (
     HANDCRAFTED,
     add_model_options,
@@ -41,6 +42,7 @@ from .common import (
     load_model_of,
     read_prompts,
     reward_dtype_of,
+    shared,
 )
 from .protocol import (
     add_protocol_options,
@@ -69,6 +71,10 @@ pictures made here, or made elsewhere. They end up in protocol.json as well.
 
   reneg evaluate --protocol hpsv2 --prompts benchmark/ --model sd15/ --embedding sd1.5_reneg_emb.bin --reward hpsv2.1
   reneg evaluate --protocol prompt-set --prompts parti.tsv --from-pictures pictures/ --reward pickscore
+
+Several processes share the batches of --batch-size pictures and write the same report:
+
+  accelerate launch --num_processes 8 -m reneg_core evaluate --model sd15/ --embedding e.safetensors --prompts p.txt
 """
 MODES = (NONE, TEXT, BEST_TEXT, EMBEDDING, ADAPTED)
 NOISES = 4
@@ -144,11 +150,17 @@ def _add_pair_options(group: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the headline and the report's path."""
+    return shared(args, _evaluate)
+
+
+def _evaluate(args: argparse.Namespace, workers: Workers) -> int:
     if args.batch_size is None:
         args.batch_size = default_batch_size(args.model)
     if (args.from_pictures or args.limit) and not args.protocol:
         raise ValueError("--from-pictures and --limit belong to a published protocol: give --protocol too.")
     if args.from_pictures:
+        if workers.count > 1:
+            raise ValueError(f"Got --from-pictures in {workers.count} processes, expected one: nothing is sampled.")
         return _score_pictures(args)
     names = chosen_modes(args.modes, args.best_text, args.embedding)
     styles = protocol_prompts(args.protocol, args.prompts, args.limit) if args.protocol else {}
@@ -158,7 +170,8 @@ def run(args: argparse.Namespace) -> int:
     sampling = chosen_sampling(args, embeddings.get(EMBEDDING))
     changes = chosen_tunings(args.tuned)
     chosen_rivals(args, names, embeddings, sampling, dict.fromkeys(changes))
-    prepare_folder(args.output)
+    if workers.rank == 0:
+        prepare_folder(args.output)
     model = load_model_of(args)
     tuned = {name: with_loras(model, loras) for name, loras in changes.items()}
     rivals = chosen_rivals(args, names, embeddings, sampling, tuned)
@@ -168,8 +181,11 @@ def run(args: argparse.Namespace) -> int:
     keep = Keep(args.pictures, args.losses, args.baseline)
     with progress_bars() as progress:
         evaluation = compare_rivals(
-            model, pairs, rivals, judges, sampling, keep=keep, batch_size=args.batch_size, progress=progress
-        )
+            model, pairs, rivals, judges, sampling, keep=keep, batch_size=args.batch_size, progress=progress,
+            workers=workers,
+        )  # fmt: skip
+    if workers.rank:
+        return 0
     print(headline(evaluation))
     print(write_report(args.output, evaluation, embedding=embeddings.get(EMBEDDING)))
     if args.protocol:

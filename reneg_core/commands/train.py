@@ -16,12 +16,14 @@ from ..model import DiffusionModel
 from ..rewards import Reward, load_reward
 from ..rewards.precision import PRECISIONS
 from ..training import Prompts, Run, Session, split_prompts
+from ..training.config import AHEAD, LEAP, recorded_passes
+from ..training.decoding import EXACT, FULL, RECOMPUTED
 from ..training.footprint import Footprint, Step, fits, footprint
 from ..training.rehearsal import Rehearsal, rehearse
 from ..training.run_config import JobConfig, RunConfig, load_run_config, recipe_names
 from ..training.run_folder import RunFolder
-from ..training.workers import Workers, pick_workers
-from .common import ProgressObserver, graceful_stop, read_prompts, setting_lines
+from ..training.workers import Workers, device_of, processes
+from .common import ProgressObserver, graceful_stop, read_prompts, say_how_many, setting_lines
 
 J = TypeVar("J", bound=JobConfig)
 DESCRIPTION = """\
@@ -72,11 +74,21 @@ def settings_help(config: JobConfig, page: str) -> str:
 def run(args: argparse.Namespace, kind: type[JobConfig] = RunConfig) -> int:
     """Train as the configuration says; exit code 0 when done, 130 when stopped by a signal."""
     config = run_config(args, kind)
-    folder, workers = RunFolder(config.output), pick_workers(config.device)
+    with processes(config.device) as workers:
+        return _run(args, config, workers, kind)
+
+
+def _run(args: argparse.Namespace, config: JobConfig, workers: Workers, kind: type[JobConfig]) -> int:
+    folder = RunFolder(config.output)
     quiet = workers.rank != 0
-    if not quiet:
-        check_output(folder, args.resume)
-    job = prepare(config, workers)
+    say_how_many(workers)
+
+    def checked() -> Job:
+        if not quiet:
+            check_output(folder, args.resume)
+        return prepare(config, workers)
+
+    job = workers.together(checked)
     if args.dry_run:
         trainer = job.trainer(config, Session(resume=args.resume, workers=workers, say=say))
         return 0 if quiet else report_dry_run(config, job, rehearse(trainer, job.weights()))
@@ -161,7 +173,7 @@ def prepare(config: JobConfig, workers: Workers) -> Job:
     from ..backends.loras import with_loras
 
     prompts = training_prompts(config)
-    device = str(getattr(workers, "device", config.device))
+    device = device_of(workers, config.device)
     plain = load_model(config.model, device=device, dtype=config.dtype, config=config.model_config or None)
     model = with_loras(plain, parse_loras(config.loras))
     dtype = PRECISIONS[config.reward_dtype]
@@ -194,7 +206,7 @@ def report_dry_run(config: JobConfig, job: Job, found: Rehearsal) -> int:
         print(line)
     print(
         f"time:   about {found.step:,.1f} s a step and {found.validation:,.1f} s a validation, "
-        f"{duration(found.total)} in all without loading (mean of {found.parts} micro-batches of first steps and of "
+        f"{duration(found.total)} in all without loading (mean of {found.parts} parts of first steps and of "
         f"{found.checks} of a validation, timed here and now)"
     )
     print("checked: settings, prompts, weights, start, rewards and their gradient, room in the output folder")
@@ -204,17 +216,21 @@ def report_dry_run(config: JobConfig, job: Job, found: Rehearsal) -> int:
 def memory_lines(config: RunConfig, job: Job) -> list[str]:
     """What a step takes at this size by its tensors' shapes, and the micro-batches that cards of some sizes hold."""
     left = config.sampling.steps - config.gradient_window[0]
-    heaviest = min(config.through or left, left)
+    through = config.through if config.through == LEAP else recorded_passes(config.through, left)
 
-    def of(rows: int, recompute: bool) -> Footprint:
-        return footprint(job.model, job.reward, Step(rows, config.sampling, heaviest, recompute, config.judged_frames))
+    def of(rows: int, recompute: bool, decoder: str) -> Footprint:
+        together = min(config.rollout_batch or AHEAD * rows, config.batch_size)
+        step = Step(rows, config.sampling, through, recompute, config.judged_frames, together, decoder)
+        return footprint(job.model, job.reward, step)
 
-    here = of(config.micro_batch, config.checkpointing)
+    here = of(config.micro_batch, config.checkpointing, config.decoder)
     lines = [f"        {here.peak / 2**20:,.0f} MiB computed for micro_batch {config.micro_batch}; what fits a card:"]
-    for recompute in (False, True):
-        sizes = fits(lambda rows, recompute=recompute: of(rows, recompute))
+    own = () if config.decoder in EXACT else (config.decoder,)
+    ways = {f"decoder={decoder}": (False, decoder) for decoder in (FULL, RECOMPUTED, *own)}
+    for name, way in {**ways, "checkpointing=true": (True, FULL)}.items():
+        sizes = fits(lambda rows, way=way: of(rows, *way))
         held = ", ".join(f"{card} GB {rows or 'nothing'}" for card, rows in sizes.items())
-        lines.append(f"        checkpointing={str(recompute).lower()}: micro_batch at most {held}")
+        lines.append(f"        {name}: micro_batch at most {held}")
     return lines
 
 

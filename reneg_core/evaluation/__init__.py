@@ -5,7 +5,7 @@ Arrows point one way: report -> plots, words, pictures -> results -> pairs, stat
 """
 
 from .compare import Keep, Measure, Mode, PartsMeasure, evaluate
-from .live import live_picture
+from .live import live_picture, picture_row
 from .modes import Judges, Rivals, Words, adapt_all, build_modes, compare_rivals, exaggerate, fitted
 from .pairs import Pairs
 from .pictures import grid, to_image
@@ -42,6 +42,7 @@ __all__ = [
     "headline",
     "learning_curve",
     "live_picture",
+    "picture_row",
     "prepare_folder",
     "share",
     "to_image",

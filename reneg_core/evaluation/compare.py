@@ -13,6 +13,8 @@ from torch import Tensor
 from ..clips import FRAMES, by_picture
 from ..model import Conditioning, DiffusionModel
 from ..sampling import Sampling, sample
+from ..training.memory import batches
+from ..training.workers import Workers
 from .pairs import Pairs
 from .results import RESERVED, Evaluation, Pictures, baseline_of, judge_of, subject_of
 
@@ -64,11 +66,13 @@ def evaluate(
     keep: Keep | None = None,
     batch_size: int = 8,
     progress: Callable[[int, int], Any] | None = None,
+    workers: Workers | None = None,
 ) -> Evaluation:
     """Sample every pair once per mode, from the same noise for every mode, and score each picture.
 
     parts: for some of the measures, the parts they are made of; batch_size: pairs sampled at once (the denoiser sees
-    twice as many); progress: called with (pictures done, pictures in all).
+    twice as many); progress: called with (pictures done, pictures in all); workers: processes that share the batches:
+    the result is the same, bit for bit, in each.
     Errors: ValueError, before any sampling, for empty inputs, a mode with the wrong width, row count or picture size, a
     reserved name or an unknown baseline; and for a measure that returns another shape or NaN, naming the pair.
     """
@@ -77,7 +81,8 @@ def evaluate(
     plan.check(model)
     baseline_of(list(modes), keep.baseline)
     kept = pairs.spread(keep.pictures)
-    result = model.run(lambda prepared: _run(prepared, plan, kept, _Losses.of(plan, keep), progress))
+    losses, workers = _Losses.of(plan, keep), workers or Workers()
+    result = model.run(lambda prepared: _run(prepared, plan, kept, losses, progress, workers))
     return Evaluation(
         pairs,
         {measure: plan.tables(flat) for measure, flat in result.scores.items()},
@@ -88,7 +93,7 @@ def evaluate(
         versions(),
         baseline=keep.baseline,
         pictures=Pictures(tuple(map(pairs.place, kept)), _stacked(result.images)),
-        losses=result.losses.pictures(pairs),
+        losses=losses.pictures(pairs),
     )
 
 
@@ -128,9 +133,8 @@ class _Plan:
             "device": str(model.device),
         }
 
-    def batches(self) -> Iterator[range]:
-        for start in range(0, len(self.pairs), self.batch_size):
-            yield range(start, min(start + self.batch_size, len(self.pairs)))
+    def batches(self) -> list[range]:
+        return batches(len(self.pairs), self.batch_size)
 
     def tables(self, flat: Mapping[str, Sequence[float]]) -> dict[str, list[list[float]]]:
         """Numbers in pair order, by mode, as a row per prompt."""
@@ -194,14 +198,21 @@ class _Losses:
         return self.most > 0 and self.subject != self.baseline and mode in (self.subject, self.baseline)
 
     def offer(self, rows: range, scores: Mapping[str, Sequence[float]], images: Mapping[str, Tensor]) -> None:
-        """A batch's pairs with all scores so far and this batch's images, both by mode."""
+        """A batch's pairs with their scores and images, both by mode."""
         if not images:
             return
         for i, index in enumerate(rows):
-            difference = scores[self.subject][index] - scores[self.baseline][index]
+            difference = scores[self.subject][i] - scores[self.baseline][i]
             if difference < 0:
                 self.found.append((difference, index, {mode: batch[i].float().cpu() for mode, batch in images.items()}))
-        self.found = sorted(self.found, key=lambda entry: entry[:2])[: self.most]
+        self.found = sorted(self.found, key=_loss)[: self.most]
+
+    def settle(self, workers: Workers) -> None:
+        """Keep those that are the largest of all processes; only their pictures travel."""
+        offered = [loss for own in workers.gather([_loss(entry) for entry in self.found]) for loss in own]
+        largest = set(sorted(offered)[: self.most])
+        chosen = workers.gather([entry for entry in self.found if _loss(entry) in largest])
+        self.found = sorted((entry for own in chosen for entry in own), key=_loss)
 
     def pictures(self, pairs: Pairs) -> Pictures:
         """What is left, the largest loss first, the baseline's pictures before the subject's."""
@@ -209,19 +220,37 @@ class _Losses:
         return Pictures(tuple(pairs.place(index) for _, index, _ in self.found), _stacked(images))
 
 
+def _loss(entry: tuple[float, int, Any]) -> tuple[float, int]:
+    return entry[:2]
+
+
 @dataclass
 class _Result:
-    """Numbers in pair order by mode, and kept pictures, as they come in."""
+    """Numbers of consecutive pairs by measure, part and mode, and their kept pictures by mode."""
 
-    scores: dict[str, dict[str, list[float]]]
-    losses: _Losses
-    parts: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
-    images: dict[str, list[Tensor]] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, Any] = field(default_factory=dict)
     size: tuple[int, ...] = ()
 
-    def add_parts(self, measure: str, mode: str, found: Mapping[str, list[float]]) -> None:
-        for part, values in found.items():
-            self.parts.setdefault(measure, {}).setdefault(part, {}).setdefault(mode, []).extend(values)
+    @classmethod
+    def joined(cls, results: Sequence["_Result"]) -> "_Result":
+        """Those of all pairs, in the order given."""
+        whole = cls(size=results[-1].size)
+        for one in results:
+            _extend(whole.scores, one.scores)
+            _extend(whole.parts, one.parts)
+            _extend(whole.images, one.images)
+        return whole
+
+
+def _extend(whole: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Append the lists of ``more`` to those under the same names."""
+    for name, values in more.items():
+        if isinstance(values, Mapping):
+            _extend(whole.setdefault(name, {}), values)
+        else:
+            whole.setdefault(name, []).extend(values)
 
 
 @torch.no_grad()
@@ -231,22 +260,31 @@ def _run(
     kept: Sequence[int],
     losses: _Losses,
     progress: Callable[[int, int], Any] | None,
+    workers: Workers,
 ) -> _Result:
-    result = _Result({measure: {mode: [] for mode in plan.modes} for measure in plan.measures}, losses)
-    done, total = 0, len(plan.pairs) * len(plan.modes)
-    for rows in plan.batches():
-        watched = {}
+    batches, total, done = plan.batches(), len(plan.pairs) * len(plan.modes), 0
+    own = len(plan.modes) * sum(len(batches[place]) for place in workers.share(range(len(batches))))
+
+    def work(rows: range) -> _Result:
+        nonlocal done
+        result, watched = _Result(), {}
         for mode, images in _draw(model, plan, rows):
             result.size = tuple(images.shape[-2:])
             _judge(plan, result, mode, rows, images)
-            result.images.setdefault(mode, []).extend(images[i - rows.start].float().cpu() for i in kept if i in rows)
+            result.images[mode] = [images[i - rows.start].float().cpu() for i in kept if i in rows]
             if losses.watches(mode):
                 watched[mode] = images
             done += len(rows)
             if progress:
-                progress(done, total)
+                progress(done * total // own, total)
         losses.offer(rows, result.scores[losses.measure], watched)
-    return result
+        return result
+
+    found: dict[int, _Result] = {}
+    for results in workers.rounds(batches, work):
+        found |= results
+    losses.settle(workers)
+    return _Result.joined([found[place] for place in sorted(found)])
 
 
 def _draw(model: DiffusionModel, plan: _Plan, rows: range) -> Iterator[tuple[str, Tensor]]:
@@ -262,15 +300,12 @@ def _draw(model: DiffusionModel, plan: _Plan, rows: range) -> Iterator[tuple[str
 def _judge(plan: _Plan, result: _Result, mode: str, rows: range, images: Tensor) -> None:
     prompts = [plan.pairs.pair(index)[0] for index in rows]
     for measure, score in plan.measures.items():
-        result.scores[measure][mode] += _checked(
-            plan, f"measure {measure!r}", mode, rows, by_picture(score, images, prompts)
-        )
+        values = by_picture(score, images, prompts)
+        _extend(result.scores, {measure: {mode: _checked(plan, f"measure {measure!r}", mode, rows, values)}})
     for measure, split in plan.parts.items():
-        found = {
-            part: _checked(plan, f"part {part!r} of {measure!r}", mode, rows, values)
-            for part, values in by_picture(split, images, prompts).items()
-        }
-        result.add_parts(measure, mode, found)
+        for part, values in by_picture(split, images, prompts).items():
+            checked = _checked(plan, f"part {part!r} of {measure!r}", mode, rows, values)
+            _extend(result.parts, {measure: {part: {mode: checked}}})
 
 
 def _checked(plan: _Plan, source: str, mode: str, rows: range, scores: Any) -> list[float]:

@@ -22,9 +22,8 @@ def live_picture(first: Tensor, last: Tensor, records: Sequence[Mapping[str, Any
     from PIL import Image, ImageDraw
 
     checks = [record for record in records if record.get("event") == "validation"]
-    side = (WIDTH - GAP * (len(first) + 1)) // len(first)
-    rows = [[resized(to_image(picture), side) for picture in row] for row in (first, last)]
-    height = rows[0][0].height
+    rows = [picture_row(pictures) for pictures in (first, last)]
+    height = rows[0].height
     curve = reward_curve(records, WIDTH, 230)
     canvas = Image.new("RGB", (WIDTH, 2 * (BAND + height) + curve.height), "white")
     draw = ImageDraw.Draw(canvas)
@@ -32,7 +31,18 @@ def live_picture(first: Tensor, last: Tensor, records: Sequence[Mapping[str, Any
     for index, (title, row) in enumerate(zip(titles, rows, strict=True)):
         top = index * (BAND + height)
         draw.text((GAP, top + BAND // 2), title, INK, font(28, bold=True), anchor="lm")
-        for column, picture in enumerate(row):
-            canvas.paste(picture, (GAP + column * (side + GAP), top + BAND))
+        canvas.paste(row, (0, top + BAND))
     canvas.paste(curve, (0, canvas.height - curve.height))
+    return canvas
+
+
+def picture_row(pictures: Tensor) -> "Image":
+    """Pictures ``[n,3,H,W]`` in [0,1] side by side, 840 pixels wide."""
+    from PIL import Image
+
+    side = (WIDTH - GAP * (len(pictures) + 1)) // len(pictures)
+    shown = [resized(to_image(picture), side) for picture in pictures]
+    canvas = Image.new("RGB", (WIDTH, shown[0].height), "white")
+    for column, picture in enumerate(shown):
+        canvas.paste(picture, (GAP + column * (side + GAP), 0))
     return canvas

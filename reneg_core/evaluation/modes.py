@@ -13,6 +13,7 @@ from ..model import Conditioning, DiffusionModel
 from ..rewards import Reward
 from ..sampling import Sampling
 from ..training import AdaptConfig, adapt
+from ..training.workers import Workers
 from .compare import Keep, Measure, Mode, PartsMeasure, evaluate
 from .pairs import Pairs
 from .results import Evaluation
@@ -118,19 +119,21 @@ def compare_rivals(
     keep: Keep | None = None,
     batch_size: int = 8,
     progress: Callable[[str, int, int], Any] | None = None,
+    workers: Workers | None = None,
 ) -> Evaluation:
     """Build the modes, adapt where that is asked for, and evaluate.
 
-    progress: called with ("adapting" or "judging", done, in all). Errors: as :func:`build_modes` and :func:`.evaluate`.
+    progress: called with ("adapting" or "judging", done, in all); workers: processes that share the work. Errors: as
+    :func:`build_modes` and :func:`.evaluate`.
     """
 
     def stage(name: str) -> Callable[[int, int], Any] | None:
         return progress and (lambda done, total: progress(name, done, total))
 
-    modes = build_modes(model, pairs, rivals, reward=judges.climbed, progress=stage("adapting"))
+    modes = build_modes(model, pairs, rivals, reward=judges.climbed, progress=stage("adapting"), workers=workers)
     evaluation = evaluate(
         model, pairs, modes, judges.measures, sampling, parts=judges.parts, keep=keep, batch_size=batch_size,
-        progress=stage("judging"),
+        progress=stage("judging"), workers=workers,
     )  # fmt: skip
     return evaluation.labelled(**{name: words for name, words in judges.labels.items() if name in judges.measures})
 
@@ -142,10 +145,12 @@ def build_modes(
     *,
     reward: Reward | None = None,
     progress: Callable[[int, int], None] | None = None,
+    workers: Workers | None = None,
 ) -> dict[str, Mode]:
     """The modes of ``rivals`` in their order, encoded and adapted.
 
-    reward: what the adapted mode climbs; progress: called with (pairs adapted, pairs in all).
+    reward: what the adapted mode climbs; progress: called with (pairs adapted, pairs in all); workers: processes that
+    share the adaptation.
     Errors: ValueError, before any work, for an embedding of another model and for an adapted mode without a reward.
     """
     for embedding in [*rivals.embeddings.values(), *([rivals.adapted_from] if rivals.adapted else [])]:
@@ -159,7 +164,7 @@ def build_modes(
     negatives |= {name: fitted(learned.conditioning(), null) for name, learned in rivals.embeddings.items()}
     samplings = dict(rivals.samplings)
     if rivals.adapted:
-        negatives[ADAPTED] = adapt_all(model, reward, pairs, rivals.adapted_from, rivals.adapted, progress)
+        negatives[ADAPTED] = adapt_all(model, reward, pairs, rivals.adapted_from, rivals.adapted, progress, workers)
         samplings[ADAPTED] = rivals.adapted.sampling
     words = {name: entry.label() for name, entry in rivals.texts.items()}
     labels = {**LABELS, **words, **rivals.labels}
@@ -216,6 +221,7 @@ def adapt_all(
     start: NegativeEmbedding,
     config: AdaptConfig,
     progress: Callable[[int, int], None] | None = None,
+    workers: Workers | None = None,
 ) -> Conditioning:
     """A negative of its own for each pair, a row per pair in their order (arXiv 2412.19637, per-sample negatives)."""
     done = 0
@@ -227,4 +233,4 @@ def adapt_all(
             progress(done, len(pairs))
 
     prompts, seeds = zip(*pairs, strict=True)
-    return adapt(model, reward, prompts, seeds, start, config, progress=advance).negatives
+    return adapt(model, reward, prompts, seeds, start, config, progress=advance, workers=workers).negatives

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from ..guidance import Guidance
 from ..sampling import Sampling
 from ..training.config import LoopConfig
+from ..training.decoding import EXACT
 
 ROUTES = ("policy", "direct")
 
@@ -58,6 +59,8 @@ class TexForceConfig(LoopConfig):
         found += self.below(0, "through")
         if self.route not in ROUTES:
             found.append(f"route: got {self.route!r}, expected one of {', '.join(ROUTES)}.")
+        elif self.route == "policy" and self.decoder not in EXACT:
+            found.append(f"decoder: got {self.decoder!r}, expected the route direct with it: policy needs no gradient.")
         for name in ("alpha", "clip_range", "advantage_clip"):
             if not getattr(self, name) > 0:
                 found.append(f"{name}: got {getattr(self, name)}, expected more than 0.")

@@ -18,6 +18,7 @@ from ..guidance import Guidance
 from ..model import Conditioning, DiffusionModel
 from ..rewards import Reward
 from ..sampling import Sampling, State, advance, guided_denoise
+from ..training.decoding import Decode
 from ..training.judging import score
 from .policy import divergence, log_prob, stochastic_steps, transition
 from .rollout import Rollout
@@ -151,12 +152,13 @@ def direct_gradient(
     through: int,
     loss_scale: float = 1.0,
     frames: int = 0,
+    decode: Decode | None = None,
 ) -> Tensor:
     """Add to the leaves of ``branches`` the gradient of ``sum_b R(prompt_b, x0_b)``; the rewards ``[B]``.
 
     The pictures are sampled as ``sampling`` says; the gradient passes through the last ``through`` steps (0: all),
     as in DRaFT-K (Clark et al. 2024, arXiv 2309.17400). Each is recomputed in the backward pass, so that the graph of
-    one step and a state per step are held, whatever ``through`` is.
+    one step and a state per step are held, whatever ``through`` is. decode: what decodes, by default the model.
     """
     sigmas = model.sigmas(sampling)
     steps = len(sigmas) - 1
@@ -176,7 +178,8 @@ def direct_gradient(
         else:
             x0 = checkpoint(x0_of, state.x, index, use_reentrant=False)
         state = advance(state, x0, sigmas, sampling.solver)
-    images = model.decode(model.finish(state.x, sigmas[-1]), frames)
+    latents = model.finish(state.x, sigmas[-1])
+    images = decode(latents, frames, range(len(latents))) if decode else model.decode(latents, frames)
     scores = score(reward, images, prompts)
     (scores.sum() * loss_scale).backward()
     return scores.detach()

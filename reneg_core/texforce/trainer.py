@@ -18,6 +18,7 @@ from ..sampling import check_branches
 from ..seeds import derive_seed
 from ..training import schedule
 from ..training.config import EMBEDDING_SUFFIXES
+from ..training.decoding import Decoder
 from ..training.judging import check_reward, require_finite, score
 from ..training.learner import Climber
 from ..training.run import Origin, Run, Stopped
@@ -89,7 +90,8 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
         self._fixed = self._fixed_negative()
         contents = {"prompt": ""} if start is None else {"file": Path(config.init).name, "LoRA": start.digest()}
         beside = {} if self._fixed is None else {"negative embedding": digest_of({"tokens": self._fixed.tokens})}
-        return Origin(contents, partial(self._attached, start), beside)
+        self.decoding = Decoder.read(config.decoder).load(self.model)
+        return Origin(contents, partial(self._attached, start), beside | self.decoding.contents())
 
     def _check_window(self, drawing: int) -> None:
         """ValueError where the policy draws in no step that it may learn from."""
@@ -183,8 +185,10 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
 
     def _noise(self, step: int, rows: range, *which: object) -> Tensor:
         """Standard normal latents of ``rows``: to begin with, or for the sampling step ``which``."""
-        seeds = [derive_seed("texforce", self.config.seed, step, row, *which) for row in rows]
-        return self.model.noise(seeds, self.config.sampling.size)
+        return self.model.noise(self._seeds(step, rows, *which), self.config.sampling.size)
+
+    def _seeds(self, step: int, rows: range, *which: object) -> list[int]:
+        return [derive_seed("texforce", self.config.seed, step, row, *which) for row in rows]
 
     def _branches(self, prompts: list[str], gradient: bool = True) -> Branches:
         """What the tuned encoder says, with its graph where that is asked for."""
@@ -276,6 +280,7 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
             lambda branches: direct_gradient(
                 self.model, branches, self.reward, prompts, self._noise(step, rows), config.sampling,
                 through=config.through, loss_scale=self.scale.value, frames=config.judged_frames,
+                decode=self.decoding.of(self.model, self._seeds(step, rows)),
             ),
         )  # fmt: skip
         total += rewards.sum().cpu().double()
@@ -299,7 +304,8 @@ class TexForce(Run[TexForceConfig, Tuner, TexForceResult]):
         """The best so far with its provenance."""
         config = self.config
         training = {"method": "texforce", "route": config.route, "rank": config.rank, "alpha": config.alpha}
-        return replace(self.adapter.lora(self.progress.best), provenance=self._provenance(training))
+        provenance = self._provenance(training | self.decoding.notes())
+        return replace(self.adapter.lora(self.progress.best), provenance=provenance)
 
     def _save(self, path: Path) -> None:
         lora = self.lora()

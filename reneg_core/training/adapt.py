@@ -5,7 +5,8 @@ best iterate by the reward of the finished picture, so that no pair ends below i
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,13 +15,17 @@ from ..embedding import NegativeEmbedding
 from ..model import Conditioning, DiffusionModel
 from ..rewards import Reward
 from ..sampling import Sampling, sample
+from ..seeds import derive_seed
+from ..texts import foreseen
 from . import schedule
 from .config import AdaptConfig
+from .decoding import Decode, Decoder, Decoding, recomputing
 from .judging import score
 from .loss_scale import loss_scale_for
-from .memory import micro_batches
+from .memory import batches, micro_batches
 from .objective import Batch, Reach, reward_gradient
 from .trainer import Stopped
+from .workers import Workers
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,8 @@ class AdaptResult:
 
     negatives: tokens ``[N,L,D]`` (and mask, pooled of N rows) on the CPU; start_rewards, rewards: ``[N]`` of the
     finished picture before and after, rewards >= start_rewards; steps: ``[N]`` int64, the step each best came from;
-    images: ``[N,3,H,W]``, the finished pictures of the best iterates (of a video its judged frames ``[N,T,3,H,W]``);
-    sampling: how those were made.
+    images: ``[N,3,H,W]``, the finished pictures of the best iterates (of a video its judged frames ``[N,T,3,H,W]``),
+    of several processes only in the first, ``[0,3,H,W]`` in the others; sampling: how those were made.
     """
 
     negatives: Conditioning
@@ -73,32 +78,26 @@ def adapt(
     *,
     progress: Callable[[int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    workers: Workers | None = None,
 ) -> AdaptResult:
     """Adapt ``start`` to every pair ``(prompts[i], seeds[i])``, ``config.micro_batch`` pairs at a time.
 
     progress: called with the number of pairs finished by each batch; should_stop: polled once a step; when it says so,
-    the pairs keep the best they have. A model may raise ``Stopped`` from a pass to the same end.
+    the pairs keep the best they have. A model may raise ``Stopped`` from a pass to the same end. workers: processes
+    that share the batches and stop together; the result is the same, bit for bit.
     Errors: ValueError for empty or unequal lists or an embedding of another family.
     """
     config = config or AdaptConfig()
     if not prompts or len(prompts) != len(seeds):
         raise ValueError(f"Got {len(prompts)} prompts and {len(seeds)} seeds, expected equal numbers, at least one.")
     start.require(model.family, model.width, model.max_tokens)
+    workers = workers or Workers()
+    job = _Job(prompts, seeds, start.conditioning(), reward, config, _Stop(should_stop or (lambda: False)))
 
     def prepared(model: DiffusionModel) -> list[AdaptResult]:
-        def work(rows: range) -> AdaptResult:
-            part, noise = [prompts[i] for i in rows], model.noise([seeds[i] for i in rows], config.sampling.size)
-            pairs = _Pairs(part, model.encode(part), noise)
-            result = _adapt_batch(model, reward, pairs, start.conditioning(), config, should_stop or (lambda: False))
-            if progress:
-                progress(len(rows))
-            return result
-
-        model.checkpointing(config.checkpointing)
-        try:
-            return list(micro_batches(range(len(prompts)), config.micro_batch, work))
-        finally:
-            model.checkpointing(False)
+        with recomputing(model, config), foreseen(model, partial(job.coming, workers)):
+            job.decoding = Decoder.read(config.decoder).load(model)
+            return job.run(model, workers, progress or (lambda count: None))
 
     parts = model.run(prepared)
     tokens, rewards = torch.cat([p.negatives.tokens for p in parts]), torch.cat([p.rewards for p in parts])
@@ -140,9 +139,78 @@ class _Pairs:
     prompts: list[str]
     positive: Conditioning
     noise: Tensor
+    seeds: list[int]
+    decoding: Decoding
+
+    def decode(self, model: DiffusionModel, rows: Tensor, step: int) -> Decode:
+        return self.decoding.of(model, [derive_seed(self.seeds[row], step) for row in rows])
 
     def batch(self, rows: Tensor) -> Batch:
         return Batch([self.prompts[row] for row in rows], self.positive[rows], self.noise[rows])
+
+
+@dataclass
+class _Stop:
+    """Whether to stop: asked for here, or in any process by the end of a round."""
+
+    ask: Callable[[], bool]
+    asked: bool = False
+
+    def __call__(self) -> bool:
+        self.asked |= bool(self.ask())
+        return self.asked
+
+
+@dataclass
+class _Job:
+    """All pairs of an adaptation, and how they are adapted."""
+
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    start: Conditioning
+    reward: Reward
+    config: AdaptConfig
+    stop: _Stop
+    decoding: Decoding = field(default_factory=Decoding)
+
+    @property
+    def batches(self) -> list[range]:
+        return batches(len(self.prompts), self.config.micro_batch)
+
+    def coming(self, workers: Workers) -> list[str]:
+        """The prompts of this process, in their order."""
+        own = workers.share(range(len(self.batches)))
+        return [self.prompts[row] for place in own for row in self.batches[place]]
+
+    def run(self, model: DiffusionModel, workers: Workers, progress: Callable[[int], None]) -> list[AdaptResult]:
+        """The results in pair order, in parts of as many pairs as memory takes."""
+        size = self.config.micro_batch
+
+        def smaller(fitting: int) -> None:
+            nonlocal size
+            size = fitting
+
+        def work(rows: range) -> tuple[list[AdaptResult], bool]:
+            parts = list(micro_batches(rows, size, lambda part: self._adapted(model, part), smaller))
+            return parts, self.stop.asked
+
+        found: dict[int, list[AdaptResult]] = {}
+        for results in workers.rounds(self.batches, work):
+            for place, (parts, asked) in results.items():
+                found[place] = parts if workers.rank == 0 else [_without_images(part) for part in parts]
+                self.stop.asked |= asked
+                progress(sum(len(part.rewards) for part in parts))
+        return [part for place in sorted(found) for part in found[place]]
+
+    def _adapted(self, model: DiffusionModel, rows: range) -> AdaptResult:
+        prompts, seeds = [self.prompts[i] for i in rows], [self.seeds[i] for i in rows]
+        noise = model.noise(seeds, self.config.sampling.size)
+        pairs = _Pairs(prompts, model.encode(prompts), noise, seeds, self.decoding)
+        return _adapt_batch(model, self.reward, pairs, self.start, self.config, self.stop)
+
+
+def _without_images(result: AdaptResult) -> AdaptResult:
+    return replace(result, images=result.images.new_empty(0, *result.images.shape[1:]))
 
 
 def _adapt_batch(
@@ -163,7 +231,8 @@ def _adapt_batch(
         rest = (_repeat(part, len(alive)) for part in (start.mask, start.pooled))
         negative, batch = Conditioning(current, *rest).to(model.device), pairs.batch(alive)
         try:
-            images, scores, gradients = _visit(model, reward, batch, negative, config, step, scale.value)
+            decode = pairs.decode(model, alive, step)
+            images, scores, gradients = _visit(model, reward, batch, negative, config, step, scale.value, decode)
         except Stopped:
             if best is not None:
                 break
@@ -193,12 +262,13 @@ def _visit(
     config: AdaptConfig,
     step: int,
     loss_scale: float,
+    decode: Decode,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The finished pictures, their rewards and the gradient there, on the CPU; after the last step none is needed."""
     if step == config.steps:
         return *_finished(model, reward, batch, negative, config), None
     points = schedule.gradient_points(config.window_of(config.sampling), config.points, "adapt", step)
-    reach = Reach(points, config.through, complete=True, loss_scale=loss_scale, frames=config.judged_frames)
+    reach = Reach(points, config.through, True, loss_scale, config.judged_frames, decode)
     found = reward_gradient(model, reward, batch, negative, config.sampling, reach)
     return found.images.cpu(), found.final_rewards.cpu(), found.tokens.cpu()
 

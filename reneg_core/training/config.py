@@ -9,10 +9,15 @@ from typing import Any, TypeVar
 from ..clips import FRAMES
 from ..sampling import Jitter, Sampling
 from ..typed import read
+from .decoding import AUTO, Decoder
 from .names import normalised
 
 EMBEDDING_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 """What ``init`` ends in where it names a file."""
+LEAP = "leap"
+"""What ``through`` is for a gradient that leaps."""
+AHEAD = 4
+"""Rollouts take so many micro-batches at once where nothing else is said."""
 C = TypeVar("C", bound="ClimbConfig")
 
 
@@ -31,14 +36,16 @@ class ClimbConfig:
     """What all climbing on a reward has in common, and how its settings are read, written and checked.
 
     learning_rate, betas: AdamW's; sampling: how pictures are made (the paper: 30 DDIM steps, guidance scale 7.5);
-    checkpointing: recompute activations of denoiser, decoder and reward in the backward pass; judged_frames: of a
-    video, how many frames are decoded and judged, evenly spaced (0 = all).
+    checkpointing: recompute activations of denoiser and decoder in the backward pass; decoder: what decodes the
+    pictures that gradients come from (:mod:`.decoding`); judged_frames: of a video, how many frames are decoded and
+    judged, evenly spaced (0 = all).
     """
 
     learning_rate: float = 5e-3
     betas: tuple[float, float] = (0.9, 0.999)
     sampling: Sampling = field(default_factory=Sampling)
     checkpointing: bool = False
+    decoder: str = AUTO
     judged_frames: int = FRAMES
 
     def __post_init__(self) -> None:
@@ -80,6 +87,10 @@ class ClimbConfig:
             found.append(f"learning_rate: got {self.learning_rate}, expected more than 0, for example 5e-3.")
         if not all(0 <= beta < 1 for beta in self.betas):
             found.append(f"betas: got {self.betas}, expected two numbers from 0 to below 1.")
+        try:
+            Decoder.read(self.decoder)
+        except ValueError as error:
+            found.append(f"decoder: {error}")
         return found + self.below(0, "judged_frames")
 
     def below(self, low: int, names: str) -> list[str]:
@@ -130,12 +141,13 @@ class RolloutConfig(ClimbConfig):
 
     window: first and one past the last step index that may be a gradient point, None = the last third, which is the
     paper's last 10 of 30; points: gradient points per rollout; through: denoising steps that the gradient passes
-    through from each point on, 1 = the paper's one-step estimate, 0 = to the end.
+    through from each point on, 1 = the paper's one-step estimate, 0 = to the end, "leap" = the point's and one at the
+    level half way to the end.
     """
 
     window: tuple[int, int] | None = None
     points: int = 1
-    through: int = 1
+    through: int | str = 1
 
     @property
     def gradient_window(self) -> tuple[int, int]:
@@ -160,7 +172,9 @@ class RolloutConfig(ClimbConfig):
         return active[0], active[-1] + 1
 
     def faults(self) -> list[str]:
-        found = [*self.below(1, "points"), *self.below(0, "through"), *super().faults()]
+        found = [*self.below(1, "points"), *super().faults()]
+        if self.through != LEAP and (isinstance(self.through, str) or self.through < 0):
+            found.append(f"through: got {self.through!r}, expected 0 or more, or {LEAP}.")
         guidance = self.sampling.guidance
         guided = [] if guidance.attention else _guided("sampling.guidance_scale", guidance.scale)
         return found + guided + ([] if guided else self._window_faults(self.sampling))
@@ -187,14 +201,26 @@ class TrainConfig(RolloutConfig, LoopConfig):
     0 and not towards the empty prompt); gradient_clip (ours: off).
     init: "" = the empty prompt, otherwise a negative prompt or the path of an embedding.
     norm_limit: largest distance from the start per token, in units of the start's mean token norm, 0 = off (ours).
+    draws: how often a step draws its gradient points, for as many equal parts of its batch (ours: once, for all).
+    rollout_batch: samples in one pass that needs no gradient, 0 = four micro-batches.
     """
 
     jitter: Jitter = field(default_factory=Jitter)
     init: str = ""
     norm_limit: float = 0.0
+    draws: int = 1
+    rollout_batch: int = 0
+
+    @property
+    def rollout_rows(self) -> int:
+        """``rollout_batch`` as a number of samples."""
+        return self.rollout_batch or AHEAD * self.micro_batch
 
     def faults(self) -> list[str]:
-        return super().faults() + self.below(0, "norm_limit") + self._jitter_faults()
+        found = super().faults() + self.below(0, "norm_limit rollout_batch") + self._jitter_faults()
+        if not 1 <= self.draws <= max(1, self.batch_size):
+            found.append(f"draws: got {self.draws}, expected 1 to batch_size {self.batch_size}.")
+        return found
 
     def _jitter_faults(self) -> list[str]:
         scales = [fault for scale in self.jitter.guidance_scale for fault in _guided("jitter.guidance_scale", scale)]
@@ -232,6 +258,11 @@ class AdaptConfig(RolloutConfig):
         return cls.from_mapping(
             {"points": min(cls.points, last - first), **settings, "sampling": sampling.to_mapping()}
         )
+
+
+def recorded_passes(through: int | str, left: int) -> int:
+    """Denoising steps that a gradient passes through from a point on, ``left`` steps before the end."""
+    return min({LEAP: 2}.get(through, through) or left, left)
 
 
 def _guided(name: str, scale: float) -> list[str]:

@@ -19,6 +19,7 @@ from ..clips import FRAMES
 from ..model import Conditioning
 from ..rewards import Reward
 from ..sampling import Sampling, State, guided_denoise
+from .decoding import FULL, Decoder
 from .objective import Way
 
 META = torch.device("meta")
@@ -32,7 +33,8 @@ SPARE = 3 << 28
 class Footprint:
     """Bytes of a training step at its heaviest moment.
 
-    weights: all networks; rollout: a guided pass without gradient; gradient: a gradient point, to the pictures and
+    weights: all networks but the text encoders, which are there (text) only while prompts are encoded, before the
+    steps; rollout: a guided pass without gradient; gradient: a gradient point, to the pictures and
     back; judging: what it holds when the reward looks at the pictures, and the reward's own passes.
     """
 
@@ -40,22 +42,31 @@ class Footprint:
     rollout: int
     gradient: int
     judging: int
+    text: int = 0
+
+    @property
+    def step(self) -> int:
+        """Beside the weights, once the prompts are encoded."""
+        return max(self.rollout, self.gradient, self.judging)
 
     @property
     def peak(self) -> int:
-        return self.weights + max(self.rollout, self.gradient, self.judging)
+        return self.weights + max(self.text, self.step)
 
 
 @dataclass(frozen=True)
 class Step:
-    """What decides a step's memory: pictures at once, the sampling with its size, the denoising steps that a gradient
-    passes through (0: to the end), whether activations are recomputed, and how many frames of a video are judged."""
+    """What decides a step's memory: pictures at once, the sampling with its size, what a gradient passes through (see
+    :class:`.objective.Reach`), whether activations are recomputed, how many frames of a video are judged, pictures at
+    once where no gradient is needed (0: as many), and what decodes (:mod:`.decoding`)."""
 
     micro_batch: int
     sampling: Sampling
-    through: int = 1
+    through: int | str = 1
     recompute: bool = False
     frames: int = FRAMES
+    rollout: int = 0
+    decoder: str = FULL
 
 
 def footprint(
@@ -69,32 +80,40 @@ def footprint(
     """
     sigmas, one = model.sigmas(step.sampling), model.noise([0], step.sampling.size)
     conditioning = _on_meta(model.encode([""]) if conditioning is None else conditioning)
-    shadow = _shadow(model)
-    shadow.checkpointing(step.recompute)
+    shadow, decoder = _shadow(model), Decoder.read(step.decoder)
+    pixels = step.micro_batch * model.pixels(step.sampling.size, step.frames)
+    shadow.checkpointing(step.recompute, step.recompute or decoder.recomputes(pixels))
+    decoding = decoder.load(shadow)
+    decode = decoding.of(shadow, range(step.micro_batch))
     x = one.to(META).expand(step.micro_batch, *one.shape[1:])
     images: list[Tensor] = []
 
     def rollout(_: Callable[[], int]) -> None:
+        together = one.to(META).expand(max(step.rollout, step.micro_batch), *one.shape[1:])
         with torch.no_grad():
-            guided_denoise(shadow, x, sigmas[0], conditioning, conditioning, step.sampling.guidance, 0.5)
+            guided_denoise(shadow, together, sigmas[0], conditioning, conditioning, step.sampling.guidance, 0.5)
 
     def gradient(live: Callable[[], int]) -> int:
         leaves = _leaves(conditioning)
         index = 0 if step.through != 1 else len(sigmas) - 2
         way, state = Way(shadow, sigmas, conditioning, leaves, step.sampling), State(x, index)
-        images.append(shadow.decode(way.ahead(state, way.recorded(state), step.through), step.frames))
+        x0 = way.recorded(state, way.positive_x0(state))
+        images.append(decode(way.ahead(state, x0, step.through), step.frames, range(step.micro_batch)))
         held = live()
         wanted = [part for part in (leaves.tokens, leaves.pooled) if part is not None]
         torch.autograd.grad(images[0], wanted, torch.empty_like(images[0]))
         return held
 
     owned = [*shadow.network.parameters(), *shadow.network.buffers()]
-    owned += [*shadow.pipeline.vae.parameters(), *shadow.pipeline.vae.buffers()]
+    owned += [*shadow.pipeline.vae.parameters(), *shadow.pipeline.vae.buffers(), *decoding.parameters()]
     with _fused_attention():
         forward, _ = _counted(owned, rollout)
         both, held = _counted(owned, gradient)
-    weights = sum(tensor.nbytes for tensor in _weights(model, reward))
-    return Footprint(weights, forward, both, held + _of_reward(reward, images[0]))
+    parts = {name: part for name, part in model.pipeline.components.items() if isinstance(part, nn.Module)}
+    text = sum(_weights(part) for name, part in parts.items() if name.startswith("text_encoder"))
+    weights = sum(map(_weights, parts.values())) - text + (0 if reward is None else _weights(reward))
+    weights += sum(tensor.nbytes for tensor in decoding.parameters())
+    return Footprint(weights, forward, both, held + _of_reward(reward, images[0]), text)
 
 
 def fits(found: Callable[[int], Footprint], cards: tuple[int, ...] = CARDS) -> dict[int, int]:
@@ -102,9 +121,11 @@ def fits(found: Callable[[int], Footprint], cards: tuple[int, ...] = CARDS) -> d
 
     A step's memory is its share for every picture and what there is once, so two sizes tell all others.
     """
-    one, two = found(1).peak, found(2).peak
-    rooms = {card: (card << 30) - SPARE - one for card in cards}
-    return {card: 0 if room < 0 else 1 + room // max(two - one, 1) for card, room in rooms.items()}
+    one, more = found(1), max(found(2).step - found(1).step, 1)
+    rooms = {card: (card << 30) - SPARE - one.weights for card in cards}
+    return {
+        card: 0 if room < max(one.text, one.step) else 1 + (room - one.step) // more for card, room in rooms.items()
+    }
 
 
 def _shadow(model: DiffusersModel) -> DiffusersModel:
@@ -135,10 +156,8 @@ def _leaves(conditioning: Conditioning) -> Conditioning:
     return Conditioning(tokens, conditioning.mask, pooled)
 
 
-def _weights(model: DiffusersModel, reward: Reward | None) -> Iterator[Tensor]:
-    parts = [part for part in model.pipeline.components.values() if isinstance(part, nn.Module)]
-    for network in parts if reward is None else [*parts, reward]:
-        yield from chain(network.parameters(), network.buffers())
+def _weights(network: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in chain(network.parameters(), network.buffers()))
 
 
 def _of_reward(reward: Reward | None, images: Tensor) -> int:

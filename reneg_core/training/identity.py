@@ -16,11 +16,12 @@ from ..embedding import NegativeEmbedding
 from ..model import DiffusionModel
 from ..rewards import Reward
 from .config import LoopConfig, TrainConfig
+from .decoding import Decoder
 from .names import normalised
 from .prompts import Prompts
 
 HOW_OFTEN = {"checkpoint_every", "checkpoint_minutes", "keep_checkpoints"}
-FREE = frozenset({"steps", "patience", "init", "micro_batch", "checkpointing", *HOW_OFTEN})
+FREE = frozenset({"steps", "patience", "init", "micro_batch", "rollout_batch", "checkpointing", *HOW_OFTEN})
 """Settings that a resumed run may change: steps and patience as :mod:`.extending` says, ``init`` where it names
 the same contents, the others because no result depends on them."""
 SHOWN = 3
@@ -130,8 +131,13 @@ def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
     return [
         f"{name}: the run was started with {old.get(name)!r}, now it is {new.get(name)!r}."
         for name in sorted({*old, *new})
-        if old.get(name) != new.get(name) and name not in FREE
+        if _meant(name, old.get(name)) != _meant(name, new.get(name)) and name not in FREE
     ]
+
+
+def _meant(name: str, value: Any) -> Any:
+    """Of a decoder what its gradient depends on; others as they are."""
+    return Decoder.read(value).gradient if name == "decoder" else value
 
 
 def _changed_model(old: Mapping[str, str], new: Mapping[str, str], same_sampling: bool) -> list[str]:

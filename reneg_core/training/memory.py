@@ -28,6 +28,11 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def batches(rows: int, size: int) -> list[range]:
+    """``rows`` rows in consecutive parts of ``size``; the last may be smaller."""
+    return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
 def micro_batches(
     rows: range, size: int, work: Callable[[range], T], on_halved: Callable[[int], None] = lambda size: None
 ) -> Iterator[T]:

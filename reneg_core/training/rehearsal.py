@@ -18,7 +18,7 @@ PARTS, SECONDS = 8, 30.0  # of each kind: at most so many micro-batches are time
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """step, validation: seconds of one, from the mean of so many timed micro-batches (``parts``, ``checks``); total:
+    """step, validation: seconds of one, from the mean of so many timed parts (``parts``, ``checks``); total:
     seconds of what is left of the run, all validations counted, loading and writing not; micro_batch: the size that
     fitted; kept: bytes that one sample's graph holds at most besides the weights; peak: bytes used on CUDA, else 0.
     """
@@ -34,32 +34,42 @@ class Rehearsal:
 
 
 def rehearse(trainer: Run, weights: Iterable[Tensor]) -> Rehearsal:
-    """Check all that a run checks, then time micro-batches of its first steps and of its validation; writes nothing.
+    """Check all that a run checks, then time parts of its first steps and of its validation; writes nothing.
 
     weights: the networks' tensors, which a graph only refers to. Errors: those of :meth:`Run.prepare`.
     """
 
     def work() -> Rehearsal:
         trainer.prepare()
-        return measured(trainer, weights)
+        with trainer.foreseen(PARTS):
+            return measured(trainer, weights)
 
     return trainer.inside(work)
 
 
 def measured(trainer: Run, weights: Iterable[Tensor], parts: int = PARTS) -> Rehearsal:
-    """The same for a trainer that is prepared, inside its model; parts: how many micro-batches are timed at most."""
+    """The same for a trainer that is prepared, inside its model; parts: how many of a kind are timed at most."""
+    size = trainer.progress.micro_batch
+    try:
+        return _measured(trainer, weights, parts)
+    finally:
+        trainer.progress.micro_batch = size  # the run finds out by itself what fits, and notes it
+
+
+def _measured(trainer: Run, weights: Iterable[Tensor], parts: int) -> Rehearsal:
     config, done, workers = trainer.config, trainer.progress.step, trainer.session.workers
-    kept, size = _kept(trainer, weights), _fitting(trainer)
+    kept, rows = _kept(trainer, weights), _fitting(trainer)
+    size = min(trainer.progress.micro_batch, rows)
     pairs = min(size, config.validation_pairs)
 
     def part(number: int) -> None:
-        trainer.trial(done + number, range(size))
+        trainer.trial(done + number, range(rows))
 
     def check(number: int) -> None:
         trainer.check(pairs)
 
     (part_seconds, timed), (check_seconds, checks) = _mean(part, parts), _mean(check, parts)
-    step = part_seconds * len(workers.share(range(config.batch_size))) / size
+    step = part_seconds * len(workers.share(range(config.batch_size))) / rows
     validation = check_seconds * len(workers.share(range(config.validation_pairs))) / pairs
     due = [
         s for s in range(done, config.steps + 1) if schedule.validates(s, config) and s != trainer.progress.validated_at
@@ -81,8 +91,8 @@ def _mean(work: Callable[[int], None], most: int) -> tuple[float, int]:
 
 
 def _fitting(trainer: Run) -> int:
-    """The micro-batch size that does not run out of memory, found as a training finds it."""
-    sizes = [min(trainer.progress.micro_batch, trainer.config.batch_size)]
+    """The samples that a step can begin with together, found as a training finds it."""
+    sizes = [min(trainer.progress.rollout_batch, trainer.config.batch_size)]
 
     def work(rows: range) -> bool:
         trainer.trial(trainer.progress.step, rows)

@@ -6,7 +6,7 @@ A method (:class:`.trainer.Trainer`, :class:`reneg_core.texforce.TexForce`) says
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..model import Conditioning, DiffusionModel
 from ..rewards import Reward
 from . import schedule
 from .config import LoopConfig
+from .decoding import recomputing
 from .extending import go_on, too_few
 from .identity import AnotherRun, differences, identity
 from .judging import PicturesNotFinite
@@ -197,6 +198,16 @@ class Run(ABC, Generic[C, L, R]):
         """The step from ``done`` on whose graph is largest."""
         return done
 
+    def foreseen(self, steps: int) -> AbstractContextManager[None]:
+        """Around what follows :meth:`prepare`: where the text encoder stays as it is, the prompts of the next ``steps``
+        steps and of a validation are encoded once, and it leaves the device."""
+        return nullcontext()
+
+    @property
+    def rows_at_once(self) -> int:
+        """Samples that a step begins with together, before memory runs out."""
+        return self.config.micro_batch
+
     # the run
 
     def run(self) -> R:
@@ -215,19 +226,17 @@ class Run(ABC, Generic[C, L, R]):
 
         def prepared(model: DiffusionModel) -> T:
             self.model = model
-            model.checkpointing(self.config.checkpointing)
-            try:
+            with recomputing(model, self.config):
                 return work()
-            finally:
-                model.checkpointing(False)
 
         return self.model.run(prepared)
 
     def _run(self) -> R:
         self.prepare()
-        self.session.before(self)
-        self._begin()
-        reason = self._loop()
+        with self.foreseen(self.config.steps):
+            self.session.before(self)
+            self._begin()
+            reason = self._loop()
         if self.session.workers.rank == 0:
             self._save(self.files.final)
         return self._result(reason)
@@ -242,7 +251,8 @@ class Run(ABC, Generic[C, L, R]):
         found = self.files.latest()
         if found is None:
             self.learner, self.scale = origin.learner(None), loss_scale_for(self.model)
-            self.progress = Progress(self.learner.state().tensors, micro_batch=self.config.micro_batch)
+            sizes = {"micro_batch": self.config.micro_batch, "rollout_batch": self.rows_at_once}
+            self.progress = Progress(self.learner.state().tensors, **sizes)
             return
         if not self.session.resume:
             self.files.require_unused()
@@ -250,6 +260,8 @@ class Run(ABC, Generic[C, L, R]):
         self._refuse_another_run(found.context, state.progress)
         self.learner = origin.learner(state.learner)
         self.progress, self.scale = state.progress, state.scale
+        together = self.progress.rollout_batch or self.progress.micro_batch  # an older version had one size for both
+        self.progress.rollout_batch = min(together, self.rows_at_once)
         self.progress.micro_batch = min(self.progress.micro_batch, self.config.micro_batch)
         sentences = go_on(self.progress, found.context, self.config)
         if found.faults:
@@ -350,28 +362,38 @@ class Run(ABC, Generic[C, L, R]):
 
     def _parts(self, stage: str, rows: range, work: Callable[[range], T]) -> Iterable[T]:
         """``work`` on this process's rows, a micro-batch at a time, telling the session how far ``stage`` is; raises
-        Stopped between them when asked to.
+        Stopped between them when asked to."""
+        own = self.session.workers.share(rows)
 
-        With several processes all of them must leave together, so they agree on it once, before the first part.
-        """
-        workers, should_stop = self.session.workers, self.session.should_stop
-        if workers.any(should_stop()):
-            raise Stopped
-
-        own = workers.share(rows)
-
-        def interruptible(part: range) -> T:
-            if workers.count == 1 and should_stop():
-                raise Stopped
+        def told(part: range) -> T:
             found = work(part)
             self.session.progress(stage, own.index(part[-1]) + 1, len(own))
             return found
 
-        return micro_batches(own, self.progress.micro_batch, interruptible, self._halved)
+        return self._cut(own, "micro_batch", told)
 
-    def _halved(self, size: int) -> None:
-        self.progress.micro_batch = size
-        self._record({"event": "out_of_memory", "step": self.progress.step, "micro_batch": size})
+    def _cut(self, own: range, by: str, work: Callable[[range], T]) -> Iterable[T]:
+        """``work`` on ``own`` rows, as many at a time as the progress has as its size ``by``.
+
+        With several processes all of them must stop together, so they agree on it once, before the first part.
+        """
+        if self.session.workers.any(self.session.should_stop()):
+            raise Stopped
+
+        def interruptible(part: range) -> T:
+            self._pulse()
+            return work(part)
+
+        return micro_batches(own, getattr(self.progress, by), interruptible, partial(self._halved, by))
+
+    def _pulse(self) -> None:
+        """Stop where it may be: a single process between any two passes."""
+        if self.session.workers.count == 1 and self.session.should_stop():
+            raise Stopped
+
+    def _halved(self, what: str, size: int) -> None:
+        setattr(self.progress, what, size)
+        self._record({"event": "out_of_memory", "step": self.progress.step, what: size})
 
     def _validate(self) -> None:
         with self._explained():

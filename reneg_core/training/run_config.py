@@ -12,6 +12,7 @@ from ..rewards.precision import PRECISIONS
 from ..text_file import read_text
 from ..typed import shown
 from .config import EMBEDDING_SUFFIXES, ConfigError, LoopConfig, TrainConfig
+from .decoding import TINY, Decoder
 from .names import merge, normalised
 from .run import Run
 from .trainer import Trainer
@@ -82,6 +83,8 @@ class JobConfig(LoopConfig):
         found = {name: _absolute(getattr(self, name)) for name in PATHS}
         found |= {name: _absolute(getattr(self, name), (".py",)) for name in ("reward", "watch")}
         found["init"] = _absolute(self.init, self.starts)
+        decoder = Decoder.read(self.decoder)
+        found["decoder"] = f"{TINY}:{_absolute(decoder.file)}" if decoder.file else self.decoder
         if hasattr(self, "negative"):
             found["negative"] = _absolute(self.negative, EMBEDDING_SUFFIXES)
         loras = [one._replace(path=_absolute(one.path)) for one in parse_loras(self.loras)]

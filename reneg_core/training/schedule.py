@@ -7,8 +7,9 @@ import random
 from collections.abc import Sequence
 from functools import lru_cache
 
+from ..sampling import Sampling
 from ..seeds import derive_seed
-from .config import LoopConfig, TrainConfig
+from .config import LoopConfig, TrainConfig, recorded_passes
 
 
 def learning_rate(config: LoopConfig, step: int) -> float:
@@ -32,12 +33,36 @@ def gradient_points(window: tuple[int, int], points: int, *seed: object) -> list
     return [draw.randrange(low, high) for low, high in itertools.pairwise(edges)]
 
 
+def spread_points(window: tuple[int, int], points: int, draws: int, *seed: object) -> list[list[int]]:
+    """``draws`` times ``points`` step indices that together cover the window.
+
+    Of one draw :func:`gradient_points`. Of several, each of the window's ``points`` equal parts is cut into ``draws``
+    equal shares, which the draws take in an order that is drawn too, so that each is as evenly distributed as it is
+    alone.
+    """
+    if draws == 1:
+        return [gradient_points(window, points, *seed)]
+    draw = random.Random(derive_seed("draws", *seed))
+    first, last = window
+    columns = []
+    for part in range(points):
+        low, high = (first + (last - first) * edge // points for edge in (part, part + 1))
+        places = draw.sample(range(draws), draws)
+        columns.append([min(high - 1, low + int((high - low) * (at + draw.random()) / draws)) for at in places])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def points_of(config: TrainConfig, sampling: Sampling, step: int, rows: Sequence[int]) -> list[list[int]]:
+    """The gradient points of each of ``rows`` of the batch of ``step``, whose sampling is ``sampling``."""
+    drawn = spread_points(config.window_of(sampling), config.points, config.draws, config.seed, step)
+    return [drawn[row * config.draws // config.batch_size] for row in rows]
+
+
 def recorded_steps(config: TrainConfig, step: int) -> int:
     """Denoising steps that the gradient of ``step`` passes through, from its earliest point."""
     sampling = config.jitter.draw(config.sampling, config.seed, step)
-    points = gradient_points(config.window_of(sampling), config.points, config.seed, step)
-    left = sampling.steps - min(points)
-    return min(config.through or left, left)
+    points = points_of(config, sampling, step, range(config.batch_size))
+    return recorded_passes(config.through, sampling.steps - min(map(min, points)))
 
 
 @lru_cache(maxsize=4)

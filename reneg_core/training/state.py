@@ -40,7 +40,8 @@ class Progress:
     """How far a run is, and what it has found: ``best`` are the tensors of the best validation.
 
     validated_at: the step of the last validation, -1 before the first; finished: patience has run out; changes: where
-    the number of steps was changed, each as ``[step, former steps, steps]``.
+    the number of steps was changed, each as ``[step, former steps, steps]``; micro_batch, rollout_batch: samples in one
+    pass, of what needs a graph and (0: as many) of what needs none.
     """
 
     best: dict[str, Tensor]
@@ -51,6 +52,7 @@ class Progress:
     start_watch: float | None = None
     without_best: int = 0
     micro_batch: int = 1
+    rollout_batch: int = 0
     seconds: float = 0.0
     validated_at: int = -1
     finished: bool = False

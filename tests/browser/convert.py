@@ -149,6 +149,11 @@ APPS: dict[str, tuple[list[tuple[int, str]], list[int]]] = {
     "6_controlnet": ([(2, "text"), (5, "image"), (9, "seed")], [11]),
     "10_negative_at_cfg_1": ([(2, "text"), (8, "embedding_name"), (14, "nag_scale")], [7, 11]),
     "8_compare_negatives": ([(4, "text"), (5, "prompts"), (5, "seeds")], [6, 7]),
+    "11_train_sdxl": ([(3, "prompts"), (3, "run_name"), (6, "text"), (8, "seed")], [4, 5, 10]),
+    "12_train_sd3": ([(4, "prompts"), (4, "run_name"), (7, "text"), (9, "seed")], [5, 6, 11]),
+    "13_pixart_alpha": ([(4, "text"), (5, "embedding_name"), (7, "seed")], [9]),
+    "14_ltx_video": ([(3, "text"), (4, "embedding_name"), (6, "length"), (9, "noise_seed")], [11]),
+    "15_chroma_real_cfg": ([(5, "text"), (6, "embedding_name"), (8, "seed")], [10]),
     "20_train_text_encoder": ([(3, "prompts"), (3, "run_name"), (3, "steps")], [4, 5, 11]),
     "21_text_encoder_lora_and_negative": ([(6, "text"), (3, "lora_name"), (9, "seed")], [11]),
 }
@@ -233,6 +238,7 @@ def convert(page: ComfyPage, name: str) -> None:
     if name in APPS:
         as_form(workflow, *APPS[name])
     for node in workflow["nodes"]:
+        node.pop("widgets_values_named", None)  # newer pages write it beside the values; all read those
         node["properties"] |= {"models": models_of(node)} if models_of(node) else {}
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
     workflow = tidy(workflow)

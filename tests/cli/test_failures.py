@@ -16,7 +16,7 @@ import torch
 
 from reneg_core import __version__
 from reneg_core.cli import main
-from reneg_core.failures import DONE, REFUSED, STOPPED, UNEXPECTED, explained
+from reneg_core.failures import DONE, REFUSED, STOPPED, UNEXPECTED, EndedElsewhere, explained
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,6 +91,12 @@ def test_stopping_says_so_and_restores_the_handlers(capsys: pytest.CaptureFixtur
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         assert f"reneg train: stopped by {name} before it was done." in capsys.readouterr().err
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_what_another_process_has_said_is_not_said_again(capsys: pytest.CaptureFixture[str]) -> None:
+    assert explained("adapt", raising(EndedElsewhere())) == REFUSED and capsys.readouterr().err == ""
+    assert explained("adapt", raising(EndedElsewhere("another one has gone."))) == REFUSED
+    assert capsys.readouterr().err == "reneg adapt: another one has gone.\n"
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

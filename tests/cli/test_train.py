@@ -128,9 +128,12 @@ def test_a_dry_run_says_what_it_rests_on(tmp_path: Path, capsys) -> None:
     assert main(["train", *QUICK, f"output={tmp_path}/run", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"about [\d.]+ s a step and [\d.]+ s a validation, \d+ s in all without loading", printed)
-    assert re.search(r"mean of \d micro-batches of first steps and of \d of a validation", printed)
+    assert re.search(r"mean of \d parts of first steps and of \d of a validation", printed)
     assert re.search(
-        r"[\d,]+ MiB computed for micro_batch \d+; what fits a card:\n +checkpointing=false: micro_b", printed
+        r"[\d,]+ MiB computed for micro_batch \d+; what fits a card:\n"
+        r" +decoder=full: micro_batch at most 8 GB \d+, .*\n"
+        r" +decoder=recomputed: micro_batch at most .*\n +checkpointing=true: micro_b",
+        printed,
     )
     assert re.search(r"checkpointing=true: micro_batch at most 8 GB \d+, 12 GB \d+, 16 GB \d+, 24 GB \d+\n", printed)
 

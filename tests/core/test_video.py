@@ -108,6 +108,18 @@ def test_recomputing_is_switched_off_again() -> None:
     assert all("forward" in vars(block) for block in blocks) and model.pipeline.vae.is_gradient_checkpointing
     model.checkpointing(False)
     assert not any("forward" in vars(block) for block in blocks) and not model.pipeline.vae.is_gradient_checkpointing
+    model.checkpointing(False, True)
+    assert not any("forward" in vars(block) for block in blocks) and model.pipeline.vae.is_gradient_checkpointing
+
+
+def test_the_pixels_that_are_decoded_are_counted() -> None:
+    """A VAE that looks at frames together decodes all of them, the other those that are asked for."""
+    ltx, zeroscope, still = (wrap(build(name), name) for name in ("ltx", "zeroscope", "sd15"))
+    assert ltx.pixels(Size(16, 32, 9)) == ltx.pixels(Size(16, 32, 9), 2) == 9 * 16 * 32
+    assert ltx.pixels() == 161 * 512 * 704
+    assert [zeroscope.pixels(Size(16, 32, 9), frames) for frames in (0, 2, 99)] == [n * 16 * 32 for n in (9, 2, 9)]
+    assert zeroscope.pixels(frames=4) == 4 * 16 * 16
+    assert still.pixels(Size(16, 32), 4) == 16 * 32 and still.pixels() == still.decode(still.noise([0]))[0, 0].numel()
 
 
 def test_a_clip_is_shown_as_a_sheet() -> None:

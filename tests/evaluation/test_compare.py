@@ -1,5 +1,6 @@
 """Evaluation on a model with a closed form: every picture is one grey level that can be worked out by hand."""
 
+import json
 import platform
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,13 +9,16 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 import torch
 from evaluations import GreyModel, grey, level
+from processes import in_processes
 from torch import Tensor
 
 from reneg_core.evaluation import Evaluation, Keep, Mode, Pairs, evaluate
 from reneg_core.evaluation.compare import _Losses, versions
+from reneg_core.failures import EndedElsewhere
 from reneg_core.model import Conditioning
 from reneg_core.rewards.smoke import Brightness
 from reneg_core.sampling import Sampling, Size, sample
+from reneg_core.training.workers import Workers
 
 MODES = {"none": Mode(level(0.0), "empty prompt"), "good": Mode(level(-0.1))}
 PROMPTS, SEEDS = ["dark", "bright"], [0, 1, 2]
@@ -253,3 +257,50 @@ def test_stable_diffusion_end_to_end(model) -> None:
     assert torch.equal(whole.pictures.images["text"], model.decode(latents))
     assert torch.allclose(whole.pictures.images["text"], split.pictures.images["text"], atol=1e-5)
     assert whole.settings["height"] == 16
+
+
+LOSING = {
+    "none": Mode(level(0.0)),
+    "good": Mode(level(-0.1)),
+    "embedding": Mode(level(*(0.01 * i for i in range(-5, 7)))),
+}
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_processes_share_the_batches_and_find_the_same(count: int, batch_size: int) -> None:
+    """To the last bit: the numbers, their order, the kept pictures and those of the largest losses."""
+    prompts, seeds = ["dark", "bright", "light", ""], [0, 1, 2]
+    keep, parts = Keep(5, 3), {"reward": lambda images, prompts: {"half": images.mean((1, 2, 3)) / 3}}
+    options = {"prompts": prompts, "seeds": seeds, "modes": LOSING, "keep": keep, "parts": parts}
+    alone, models = run(batch_size=batch_size, **options), [GreyModel() for _ in range(count)]
+    told: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+
+    def one(workers: Workers) -> Evaluation:
+        told_here = told[workers.rank]
+        model, progress = models[workers.rank], lambda *at: told_here.append(at)
+        return run(model, batch_size=batch_size, workers=workers, progress=progress, **options)
+
+    for found in in_processes(count, one):
+        assert found.to_json() == alone.to_json() and json.dumps(found.to_json()) == json.dumps(alone.to_json())
+        for kept, expected in ((found.pictures, alone.pictures), (found.losses, alone.losses)):
+            assert kept.pairs == expected.pairs and list(kept.images) == list(expected.images)
+            assert all(torch.equal(kept.images[mode], expected.images[mode]) for mode in kept.images)
+    assert len(alone.losses.pairs) == 3 and len(alone.pictures.pairs) == 5
+    drawn = [noises for model in models for noises in model.noises]
+    assert drawn == [tuple(seeds * 4)[i : i + batch_size] for i in range(0, 12, batch_size)], (
+        "each batch once, as alone"
+    )
+    assert all(at == sorted(at) and at[-1] == (36, 36) for at in told if at)
+
+
+def test_a_measure_that_fails_in_one_process_ends_all() -> None:
+    def measure(images: Tensor, prompts: list[str]) -> Tensor:
+        return grey(images, prompts) / (0 if "bright" in prompts else 1)
+
+    options = {"measures": {"m": measure}, "batch_size": 3}
+    found = in_processes(2, lambda workers: run(prompts=["bright", "dark"], workers=workers, **options))
+    assert [type(error) for error in found] == [ValueError, EndedElsewhere]
+    found = in_processes(2, lambda workers: run(workers=workers, **options))
+    assert [type(error) for error in found] == [EndedElsewhere, ValueError]
+    assert "Got inf from the measure 'm' for the mode 'none', prompt 'bright', seed 0" in str(found[1])

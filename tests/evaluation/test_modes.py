@@ -27,7 +27,7 @@ def adapted(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """Stands in for the adaptation: notes what it is asked for, gives pair i the grey i / 10, two pairs at a time."""
     asked = []
 
-    def adapt(model, reward, prompts, seeds, start, config, *, progress):
+    def adapt(model, reward, prompts, seeds, start, config, *, progress, workers):
         assert model.name == "grey" and isinstance(reward, Brightness)
         asked.append((list(prompts), list(seeds), start, config))
         for _ in range(0, len(prompts), 2):

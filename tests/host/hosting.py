@@ -168,8 +168,11 @@ class Server:
             self.process.wait()
 
 
-def start_server(host: Path, python: str, base: Path, *options: str) -> Server:
-    """Start ComfyUI on a free port and wait until it answers; RuntimeError with its log otherwise."""
+def start_server(host: Path, python: str, base: Path, *options: str, lend: bool = True) -> Server:
+    """Start ComfyUI on a free port and wait until it answers; RuntimeError with its log otherwise.
+
+    lend: what its Python lacks of ``NEEDED``.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -189,7 +192,7 @@ def start_server(host: Path, python: str, base: Path, *options: str) -> Server:
         f"sqlite:///{base / 'comfyui.db'}",
         *options,
     ]
-    variables = {"OMP_NUM_THREADS": "2", **environment(python, base)}
+    variables = {"OMP_NUM_THREADS": "2", **(environment(python, base) if lend else os.environ)}
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=host, stdout=file, stderr=subprocess.STDOUT, env=variables)
     server = Server(f"http://127.0.0.1:{port}", base, process, log)

@@ -16,6 +16,7 @@ API = sorted([*(ROOT / "workflows" / "api").glob("*.json"), *(OLDER / "api").glo
 """The templates, and those of earlier versions that used nodes which have changed since."""
 FIXED = {"ReNegTrain", "ReNegTrainTextEncoder"}
 """Nodes whose seed stays as it is, without the page's control of it."""
+PICTURES = {"SaveImage", "PreviewImage", "SaveAnimatedWEBP"}
 
 
 def inputs_of(name: str) -> dict[str, str]:
@@ -163,7 +164,7 @@ def test_what_app_mode_shows_is_there(path: Path) -> None:
     for node, widget in form["inputs"]:
         assert not isinstance(graph[str(node)]["inputs"][widget], list)
     shown = {str(node) for node in form["outputs"]}
-    assert shown == {key for key, node in graph.items() if node["class_type"] in ("SaveImage", "PreviewImage")}
+    assert shown == {key for key, node in graph.items() if node["class_type"] in PICTURES}
 
 
 def test_every_thumbnail_shows_something_of_its_own() -> None:

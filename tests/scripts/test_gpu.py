@@ -26,8 +26,9 @@ def test_every_stage_is_measured_beside_what_is_computed() -> None:
     done = run("sd15", "--small", "--repeat", "1")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])["sd15"]["float32"]
-    assert list(found) == ["rollout step", "plain", "ours", "ours, recomputed"]
-    for stage in ("ours", "ours, recomputed"):
+    ours = ["ours", "ours, recomputed", *(f"ours, decoder {name}" for name in ("recomputed", "crop:0.5", "tiny"))]
+    assert list(found) == ["rollout step", "plain", *ours]
+    for stage in ours:
         assert found[stage]["computed_gib"] == pytest.approx(found[stage]["1"]["peak_gib"], rel=0.3)
         assert found[stage]["2"]["peak_gib"] > found[stage]["1"]["peak_gib"] and found[stage]["2"]["seconds"] > 0
 

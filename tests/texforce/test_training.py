@@ -17,6 +17,7 @@ from tunable import PROMPTS, QUICK, SAMPLING, TunableSmall, random_lora, tuning
 from reneg_core import NegativeEmbedding
 from reneg_core.rewards import load_reward
 from reneg_core.rewards.mix import RewardMix
+from reneg_core.sampling import Size
 from reneg_core.texforce import TexForceConfig, load_text_lora
 from reneg_core.training import ConfigError, Session, Trainer
 from reneg_core.training.rehearsal import rehearse
@@ -51,6 +52,50 @@ def same(one: Path, other: Path) -> bool:
         groups.append({f"{group}.{name}": t for group, tensors in parts.items() for name, t in tensors.items()})
     assert groups[0].keys() == groups[1].keys()
     return all(torch.equal(groups[0][name], groups[1][name]) for name in groups[0])
+
+
+# what is drawn
+
+
+class Noted(TunableSmall):
+    """Notes the seeds that noise is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seeds: list[int] = []
+
+    def noise(self, seeds, size=Size()):  # noqa: B008
+        self.seeds += seeds
+        return super().noise(seeds, size)
+
+
+@ROUTES
+def test_prompts_and_noises_are_drawn_anew_at_each_step_and_for_each_seed(tmp_path: Path, config) -> None:
+    """Four prompts a step, twice each: after five steps each of the five has had its turn four times."""
+    drawn = []
+    for seed in (0, 1):
+        run = tuning(tmp_path / str(seed), replace(config, seed=seed, steps=5), model=Noted())
+        run.run()
+        drawn.append(set(run.model.seeds))
+        shown = [run._prompts(step, range(8)) for step in range(5)]
+        assert all(row[:4] == row[4:] for row in shown)
+        assert len({tuple(row) for row in shown}) > 1
+        assert sorted(prompt for row in shown for prompt in row[:4]) == sorted([*range(5)] * 4)
+        first = [run._seeds(step, range(8)) for step in range(5)]
+        assert len({seed for row in first for seed in row}) == 40
+    assert len(drawn[0] & drawn[1]) == 0, "validations too have noises of their seed"
+
+
+@ROUTES
+def test_the_scale_of_half_precision_is_taken_out_of_the_gradient(tmp_path: Path, config) -> None:
+    class HalfPrecision(TunableSmall):
+        dtype = torch.float16
+
+    norms = []
+    for name, model in (("half", HalfPrecision()), ("full", TunableSmall())):
+        tuning(tmp_path / name, replace(config, steps=1), model=model).run()
+        norms.append([record["gradient_norm"] for record in records(tmp_path / name, "step")])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4) and norms[1][0] > 0
 
 
 # learning
@@ -134,7 +179,10 @@ MOVES = {
     "negative": "ugly", "updates": 4, "inner_epochs": 2, "samples_per_prompt": 1, "timestep_fraction": 1.0,
     "window": (0, 1), "clip_range": 1e-9, "advantage_clip": 0.1, "statistics_buffer": 2, "statistics_minimum": 4,
 }  # fmt: skip
-SAME = {"micro_batch": 3, "checkpointing": True, "checkpoint_every": 3, "checkpoint_minutes": 0, "keep_checkpoints": 1}
+SAME = {
+    "micro_batch": 3, "checkpointing": True, "decoder": "recomputed", "checkpoint_every": 3, "checkpoint_minutes": 0,
+    "keep_checkpoints": 1,
+}  # fmt: skip
 ELSEWHERE = {"validate_every", "validation_pairs", "patience", "watch_drop", "init", "through", "judged_frames"}
 
 
@@ -161,6 +209,21 @@ def test_a_setting_of_learning_changes_what_is_learned(tmp_path: Path, plain, na
 def test_a_setting_of_memory_changes_nothing_that_is_learned(tmp_path: Path, plain, name: str) -> None:
     tuning(tmp_path, replace(QUICK, **{name: SAME[name]})).run()
     assert all(torch.allclose(learned(tmp_path)[n], t, atol=1e-4) for n, t in plain.items())
+
+
+def test_the_decoder_is_a_setting_of_the_direct_route(tmp_path: Path) -> None:
+    """A crop is another gradient there, not of the pictures that it is judged by; the policy has none."""
+    config = replace(DIRECT, sampling=SAMPLING.changed(height=8, width=8))
+    for decoder in ("full", "crop:0.5"):
+        tuning(tmp_path / decoder, replace(config, decoder=decoder)).run()
+    assert not same(tmp_path / "full", tmp_path / "crop:0.5")
+    starts = [records(tmp_path / name, "validation")[0]["reward"] for name in ("full", "crop:0.5")]
+    assert starts[0] == starts[1]
+    lora = load_text_lora(tmp_path / "crop:0.5" / "text-lora.safetensors")
+    assert lora.provenance.notes["training"]["decoder"] == "crop:0.5"
+    with pytest.raises(ValueError, match=r"decoder: got 'crop:0\.5', expected the route direct with it"):
+        replace(QUICK, decoder="crop:0.5")
+    replace(QUICK, decoder="recomputed")
 
 
 def test_through_is_a_setting_of_the_direct_route(tmp_path: Path) -> None:
@@ -346,10 +409,11 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     script = tmp_path / "share.py"
     script.write_text(
         "import sys\nfrom dataclasses import replace\nfrom pathlib import Path\n"
-        "from reneg_core.training.workers import pick_workers\nfrom tunable import QUICK, tuning\n"
-        "for name, config in (('policy', QUICK), ('thin', replace(QUICK, updates=8)),\n"
-        "                     ('direct', replace(QUICK, route='direct'))):\n"
-        "    tuning(Path(sys.argv[1]) / name, config, workers=pick_workers('cpu')).run()\n"
+        "from reneg_core.training.workers import processes\nfrom tunable import QUICK, tuning\n"
+        "with processes('cpu') as workers:\n"
+        "    for name, config in (('policy', QUICK), ('thin', replace(QUICK, updates=8)),\n"
+        "                         ('direct', replace(QUICK, route='direct'))):\n"
+        "        tuning(Path(sys.argv[1]) / name, config, workers=workers).run()\n"
     )
     tests = Path(__file__).resolve().parents[1]
     paths = [str(tests.parent), str(tests), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]

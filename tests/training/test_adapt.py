@@ -5,12 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 from doubles import Constant, Curved, Recorder, Wrapped
+from processes import in_processes
+from small import SmallModel, start_of
+from torch import Tensor
 
 from reneg_core import NegativeEmbedding
+from reneg_core.failures import EndedElsewhere
 from reneg_core.model import Conditioning
+from reneg_core.rewards import Reward
+from reneg_core.rewards.smoke import Brightness
 from reneg_core.sampling import Sampling, sample
-from reneg_core.training import AdaptConfig, adapt, adapt_table
+from reneg_core.training import AdaptConfig, AdaptResult, adapt, adapt_table
 from reneg_core.training.trainer import Stopped
+from reneg_core.training.workers import Workers
 
 PROMPTS, SEEDS = ["a red fox", "blue", "sun over sea"], [1, 2, 3]
 SAMPLING = Sampling(steps=4).at_scale(4.0)
@@ -166,3 +173,85 @@ def test_a_pass_that_is_stopped_keeps_what_was_found(model, start, passes: int, 
     assert torch.equal(raised.negatives.tokens, polled.negatives.tokens)
     assert torch.allclose(raised.images, polled.images, atol=1e-5)
     assert torch.allclose(raised.rewards, polled.rewards, atol=1e-5)
+
+
+class Short(SmallModel):
+    """Runs out of memory on more rows than ``most`` in one pass."""
+
+    most = 64
+
+    def denoise(self, x: Tensor, *rest: object) -> Tensor:
+        if len(x) > self.most:
+            raise MemoryError("out of memory")
+        return super().denoise(x, *rest)
+
+
+def small(model: SmallModel, count: int = 7, reward: Reward | None = None, **options: object) -> AdaptResult:
+    config = AdaptConfig(steps=3, sampling=SAMPLING, learning_rate=0.05, window=(0, 4), points=2, micro_batch=2)
+    prompts = [f"prompt {i}" for i in range(count)]
+    return adapt(model, reward or Brightness(), prompts, list(range(count)), start_of(model), config, **options)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_processes_share_the_batches_and_find_the_same(count: int) -> None:
+    """To the last bit, and only the first holds the pictures; progress counts the pairs of all."""
+    alone = small(SmallModel(pooled=True))
+    told: list[list[int]] = [[] for _ in range(count)]
+
+    def one(workers: Workers) -> AdaptResult:
+        return small(SmallModel(pooled=True), workers=workers, progress=told[workers.rank].append)
+
+    found = in_processes(count, one)
+    for rank, result in enumerate(found):
+        for name in ("start_rewards", "rewards", "steps"):
+            assert torch.equal(getattr(result, name), getattr(alone, name))
+        assert torch.equal(result.negatives.tokens, alone.negatives.tokens) and result.sampling == SAMPLING
+        assert torch.equal(result.images, alone.images if rank == 0 else alone.images[:0])
+        assert sum(told[rank]) == 7
+    assert (alone.rewards > alone.start_rewards).all()
+
+
+def test_memory_that_runs_out_in_one_process_is_its_own_matter() -> None:
+    alone = small(SmallModel())
+
+    def one(workers: Workers) -> AdaptResult:
+        model = Short()
+        model.most = 2 if workers.rank else 64  # both branches of one pair
+        return small(model, workers=workers)
+
+    for result in in_processes(2, one):
+        assert torch.allclose(result.rewards, alone.rewards, atol=1e-6) and torch.equal(result.steps, alone.steps)
+
+
+def test_stopping_one_process_stops_all() -> None:
+    """Asked once, in the first round, in one of them: all later batches stay at their start."""
+    asked: list[int] = []
+
+    def one(workers: Workers) -> AdaptResult:
+        def should_stop() -> bool:
+            asked.append(workers.rank)
+            return workers.rank == 1 and asked.count(1) == 1
+
+        return small(SmallModel(), count=8, workers=workers, should_stop=should_stop)
+
+    first, second = in_processes(2, one)
+    assert torch.equal(first.steps, second.steps)
+    assert first.steps[2:4].tolist() == first.steps[4:].tolist()[:2] == [0, 0] and first.steps[6:].tolist() == [0, 0]
+    assert (first.steps[:2] > 0).all(), "the round that was under way in the other one is finished"
+    assert (small(SmallModel(), count=8).steps > 0).all()
+
+
+def test_a_failure_in_one_process_ends_all() -> None:
+    class Failing(Brightness):
+        def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
+            assert "prompt 6" not in prompts
+            return super()._score(images, prompts)
+
+    told: list[int] = []
+
+    def one(workers: Workers) -> AdaptResult:
+        return small(SmallModel(), 8, Failing(), workers=workers, progress=told.append if workers.rank == 0 else None)
+
+    found = in_processes(2, one)
+    assert [type(error) for error in found] == [EndedElsewhere, ValueError] and told == [2, 2]
+    assert "The reward 'brightness' failed" in str(found[1])

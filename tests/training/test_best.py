@@ -337,7 +337,7 @@ def test_the_points_of_an_adaptation_are_drawn_anew_at_each_step(monkeypatch: py
     seen = []
 
     def noted(model: Any, reward: Any, batch: Any, negative: Any, sampling: Any, reach: Any) -> Any:
-        seen.append(reach)
+        seen.append(replace(reach, decode=None))
         return reward_gradient(model, reward, batch, negative, sampling, reach)
 
     monkeypatch.setattr(sys.modules["reneg_core.training.adapt"], "reward_gradient", noted)
@@ -452,8 +452,9 @@ def test_a_part_that_does_not_fit_is_halved_and_noted(tmp_path: Path) -> None:
     run = Trainer(Small(), Curved(), Prompts(PROMPTS, HELD), config, tmp_path)
     run.run()
     noted = [entry for entry in run.files.records() if entry["event"] == "out_of_memory"]
-    assert [(entry["step"], entry["micro_batch"]) for entry in noted] == [(0, 2), (0, 1)]
-    assert run.progress.micro_batch == 1
+    assert [(entry["step"], entry["micro_batch"]) for entry in noted[:2]] == [(0, 2), (0, 1)], "the validation"
+    assert [(entry["step"], entry["rollout_batch"]) for entry in noted[2:]] == [(0, 2), (0, 1)]
+    assert (run.progress.micro_batch, run.progress.rollout_batch) == (1, 1)
 
 
 def test_an_adaptation_that_the_model_stops_before_its_gradient_is_finished_without_one() -> None:

@@ -106,6 +106,37 @@ def test_recipes_are_valid_and_the_default_is_the_papers() -> None:
     assert (paper.through, paper.points, paper.sampling.spacing) == (1, 1, "model")
 
 
+@pytest.mark.parametrize("value", [0, 1, 7, "leap"])
+def test_through_is_a_number_of_steps_or_a_leap(value: object) -> None:
+    config = TrainConfig.from_mapping({"through": value})
+    assert config.through == value and type(config.through) is type(value)
+    assert TrainConfig.from_mapping(config.to_mapping()) == config
+    assert load_run_config(overrides=[f"through={value}"]).through == value
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"through": "leaps"}, "through: got 'leaps', expected 0 or more, or leap."),
+        ({"through": "3"}, "through: got '3', expected 0 or more, or leap."),
+        ({"through": -1}, "through: got -1, expected 0 or more, or leap."),
+        ({"through": True}, "through: got True, expected a whole number or text."),
+        ({"through": None}, "through: got None, expected a whole number or text."),
+        ({"through": 1.5}, "through: got 1.5, expected a whole number or text."),
+        ({"draws": 0}, "draws: got 0, expected 1 to batch_size 64."),
+        ({"draws": 5, "batch_size": 4}, "draws: got 5, expected 1 to batch_size 4."),
+        ({"rollout_batch": -1}, "rollout_batch: got -1, expected 0 or more."),
+    ],
+)
+def test_what_the_parts_of_a_step_refuse(values: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        TrainConfig.from_mapping(values)
+
+
+def test_a_rollout_takes_four_micro_batches_where_nothing_is_said() -> None:
+    assert (TrainConfig(micro_batch=3).rollout_rows, TrainConfig(rollout_batch=5).rollout_rows) == (12, 5)
+
+
 def test_all_faults_of_a_configuration_come_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         TrainConfig(steps=0, sampling=Sampling().at_scale(1.0), learning_rate=0, through=-1)

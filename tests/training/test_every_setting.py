@@ -39,12 +39,13 @@ MOVES = {
     "learning_rate": 0.04, "betas": (0.8, 0.999), "sampling": replace(SAMPLING, solver="euler"), "window": (3, 6),
     "points": 1, "through": 1, "jitter": Jitter(steps=(4, 8)), "steps": 5, "batch_size": 5, "warmup": 2,
     "weight_decay": 0.5, "gradient_clip": 1e-3, "init": "ugly", "norm_limit": 0.05, "seed": 1,
+    "draws": 2,
 }  # fmt: skip
 """Settings that change what is learned, each with another value."""
 
 SAME = {
     "micro_batch": 1, "checkpointing": True, "checkpoint_every": 5, "checkpoint_minutes": 1e-6, "keep_checkpoints": 1,
-    "judged_frames": 1,
+    "judged_frames": 1, "rollout_batch": 1, "decoder": "recomputed",
 }  # fmt: skip
 """Settings that change memory and files only, or videos only."""
 
@@ -134,7 +135,7 @@ ADAPT_MOVES = {
     "learning_rate": 0.04, "betas": (0.5, 0.9), "sampling": replace(SAMPLING, solver="euler"), "window": (3, 6),
     "points": 1, "through": 1, "steps": 2,
 }  # fmt: skip
-ADAPT_SAME = {"micro_batch": 1, "checkpointing": True, "judged_frames": 1}
+ADAPT_SAME = {"micro_batch": 1, "checkpointing": True, "judged_frames": 1, "decoder": "recomputed"}
 
 
 def test_the_tables_name_every_setting_of_the_adaptation() -> None:
@@ -156,7 +157,7 @@ def test_checkpointing_is_on_for_the_work_and_off_after_it(tmp_path: Path) -> No
         model = SmallModel()
         trainer(tmp_path / str(wanted), replace(BASE, checkpointing=wanted), model).run()
         adapt(model, Curved(), ["ice"], [1], start_of(model), replace(ADAPT, checkpointing=wanted))
-        assert model.checkpointed == [wanted, False] * 2
+        assert model.checkpointed == [(wanted, wanted), (False, False)] * 2
 
 
 def test_the_size_reaches_the_pictures(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_a_rehearsal_takes_what_the_run_takes(
     run = trainer(Clocked(stable_diffusion, clock), tmp_path / "run", config)
     found = rehearse(run, list(stable_diffusion.pipeline.unet.parameters()))
     assert not (tmp_path / "run").exists()
-    assert found.validation == 3 * 2 * 3 and found.micro_batch == 2 and found.parts >= 3
+    assert found.validation == 3 * 2 * 3 and found.micro_batch == 2 and found.parts >= 2
     assert found.total == pytest.approx(8 * found.step + 4 * found.validation)
     clock[0] = 0.0
     run.run()

@@ -221,6 +221,26 @@ def test_checkpointing_changes_memory_and_not_the_gradient(model) -> None:
     assert saved_light < 0.4 * saved_plain
 
 
+def test_recomputing_the_decoder_alone_is_in_between_and_the_same_gradient(model) -> None:
+    """To the bit: the same operations on the same numbers."""
+    (plain, most), found = saved_bytes(model), {}
+    for name, ways in (("decoder", (False, True)), ("all", (True,))):
+        model.checkpointing(*ways)
+        try:
+            found[name] = saved_bytes(model)
+        finally:
+            model.checkpointing(False)
+    assert torch.equal(found["decoder"][0].tokens, plain.tokens)
+    assert found["all"][1] < 0.9 * found["decoder"][1] < 0.7 * most
+
+
+def test_another_decoder_for_the_gradient_leaves_the_finished_picture_alone(model) -> None:
+    halves = lambda latents, frames, rows: model.decode(latents[..., :4, :], frames)  # noqa: E731
+    whole, half = (gradient(model, [3], complete=True, decode=decode) for decode in (None, halves))
+    assert torch.equal(half.images, whole.images) and torch.equal(half.final_rewards, whole.final_rewards)
+    assert not torch.equal(half.rewards, whole.rewards) and not torch.allclose(half.tokens, whole.tokens)
+
+
 def saved_bytes(model):
     """The gradient and the bytes autograd kept for it."""
     total = 0

@@ -12,7 +12,7 @@ from reneg_core.training import TrainConfig, Trainer, schedule, split_prompts
 from reneg_core.training.loss_scale import FP16_LOSS_SCALE, GROWTH, MAX_SKIPPED, LossScale
 from reneg_core.training.memory import is_out_of_memory, micro_batches
 from reneg_core.training.names import merge, normalised
-from reneg_core.training.workers import Workers, launched_by_accelerate, pick_workers
+from reneg_core.training.workers import Workers, launched, processes
 
 SEEDS = st.integers(0, 2**31)
 
@@ -120,11 +120,12 @@ def test_shares_are_contiguous_and_differ_by_one_at_most(size: int, count: int) 
 
 def test_a_single_process_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert not launched_by_accelerate() and type(pick_workers("cpu")) is Workers
+    with processes("cpu") as found:
+        assert launched() == 1 and type(found) is Workers
     assert (Workers().rank, Workers().count) == (0, 1) and Workers().any(True) and not Workers().any(False)
-    for size, launched in (("1", False), ("2", True), ("0", False)):
-        monkeypatch.setenv("WORLD_SIZE", size)
-        assert launched_by_accelerate() is launched
+    for size in (1, 2):
+        monkeypatch.setenv("WORLD_SIZE", str(size))
+        assert launched() == size
 
 
 @given(st.lists(st.text(alphabet="ab \t", max_size=4), max_size=40))

@@ -99,10 +99,12 @@ class Fragile(Wrapped):
         return self._model.denoise(x, sigma, conditioning, branches)
 
 
-def test_out_of_memory_halves_the_micro_batch(model, tmp_path: Path) -> None:
+def test_out_of_memory_halves_what_does_not_fit(model, tmp_path: Path) -> None:
+    """A pass of the validation's three pictures has six rows, one of the rollout's four has eight."""
     config = replace(QUICK, micro_batch=4)
     result = trainer(Fragile(model, 2), tmp_path / "fragile", config).run()
-    assert [r["micro_batch"] for r in records(tmp_path / "fragile", "out_of_memory")] == [1]
+    noted = [(r.get("micro_batch"), r.get("rollout_batch")) for r in records(tmp_path / "fragile", "out_of_memory")]
+    assert noted == [(1, None), (None, 2), (None, 1)]
     roomy = trainer(model, tmp_path / "roomy", config).run()
     assert torch.allclose(result.embedding.tokens, roomy.embedding.tokens, atol=1e-3)
 
@@ -197,9 +199,10 @@ JITTER = Jitter(("euler", "dpmpp_2m"), (3, 6), ("trailing", "karras"), (2.0, 5.0
 def test_every_step_has_noise_prompts_points_and_sampling_of_its_own(model, tmp_path: Path, monkeypatch) -> None:
     recorder, seen = Recorder(model), []
 
-    def noted(model, reward, batch, negative, sampling, reach):
-        seen.append((tuple(batch.prompts), tuple(reach.points), sampling))
-        return reward_gradient(model, reward, batch, negative, sampling, reach)
+    def noted(model, reward, batch, negative, sampling, reach, parts):
+        [point] = {tuple(row) for row in reach.points}
+        seen.append((tuple(batch.prompts), point, sampling))
+        return reward_gradient(model, reward, batch, negative, sampling, reach, parts)
 
     monkeypatch.setattr("reneg_core.training.trainer.reward_gradient", noted)
     config = replace(QUICK, steps=12, micro_batch=4, validate_every=100, jitter=JITTER, window=(0, 2))
@@ -262,11 +265,11 @@ def test_the_final_file_is_the_best_and_not_the_last(model, tmp_path: Path) -> N
 
 def test_the_embedding_says_what_it_was_learned_for(model, tmp_path: Path) -> None:
     config = replace(QUICK, steps=1, sampling=Sampling("dpmpp_2m", 3, "karras").at_scale(4.0), jitter=JITTER, through=0)
-    trainer(model, tmp_path, config).run()
+    trainer(model, tmp_path, replace(config, draws=2)).run()
     saved = load_embedding(tmp_path / "negative.safetensors")
     assert saved.sampling == config.sampling and saved.provenance.guidance_scale == 4.0
     assert saved.provenance.notes["training"] == {
-        "window": [0, 3], "points": 1, "through": 0, "jitter": JITTER.to_mapping()
+        "window": [0, 3], "points": 1, "through": 0, "draws": 2, "jitter": JITTER.to_mapping()
     }  # fmt: skip
 
 

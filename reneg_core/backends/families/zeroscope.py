@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...clips import evenly
 from ...model import Conditioning
+from ...settings import NATIVE, Size
 from ..video import VideoModel
 from .stable_diffusion import StableDiffusion
 
@@ -33,10 +34,13 @@ class ZeroScope(VideoModel, StableDiffusion):
         chosen = latents[:, :, evenly(latents.shape[2], frames)].transpose(1, 2)
         return super().decode(chosen.flatten(0, 1)).unflatten(0, chosen.shape[:2])
 
-    def checkpointing(self, enabled: bool) -> None:
+    def pixels(self, size: Size = NATIVE, frames: int = 0) -> int:
+        count = size.frames or self.native_frames
+        return super().pixels(size) * min(frames or count, count) // count
+
+    def _recompute(self, enabled: bool) -> None:
         """Diffusers has no checkpoints for this UNet: its blocks are recomputed one by one."""
-        vae, unet = self.pipeline.vae, self.network
-        (vae.enable_gradient_checkpointing if enabled else vae.disable_gradient_checkpointing)()
+        unet = self.network
         for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
             block.__dict__.pop("forward", None)
             if enabled:

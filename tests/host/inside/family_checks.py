@@ -181,7 +181,7 @@ def attended_start(name: str) -> Conditioning:
 class Unwrapped(Direct):
     """Nothing is recomputed."""
 
-    def checkpointing(self, enabled: bool) -> None:
+    def checkpointing(self, enabled: bool, decoder: bool | None = None) -> None:
         """Left out."""
 
 

@@ -85,13 +85,18 @@ class _Late:
 
 
 def gradient_of(
-    model: HostModel, reward: Any, tokens: torch.Tensor, checkpointing: bool = False, through: int = 1
+    model: HostModel,
+    reward: Any,
+    tokens: torch.Tensor,
+    checkpointing: bool = False,
+    through: int = 1,
+    decoder: bool | None = None,
 ) -> Any:
     """Reward gradient of the first estimate of a schedule that begins late, for one prompt and one seed: no earlier
     step depends on the negative, so that finite differences of the whole measure the same."""
 
     def work(host: HostModel) -> Any:
-        host.checkpointing(checkpointing)
+        host.checkpointing(checkpointing, decoder)
         batch = Batch(["a red house"], host.encode(["a red house"]), host.noise([3]))
         sampling = Sampling(steps=4, guidance=Guidance(4.0))
         return reward_gradient(_Late(host), reward, batch, Conditioning(tokens), sampling, Reach([0], through))
@@ -147,9 +152,11 @@ def test_checkpoints_give_the_same_gradient_keep_less_and_leave(checkpoint, brig
         model, tokens = HostModel(*checkpoint, size=SIZE), embedding.tokens.clone()
         plain, much = kept_by(lambda: gradient_of(model, brightness.reward, tokens, through=2))
         again, little = kept_by(lambda: gradient_of(model, brightness.reward, tokens, checkpointing=True, through=2))
-    off = float((again.tokens - plain.tokens).norm() / plain.tokens.norm())
-    assert off < 1e-5
-    print(f"off by {off:.1e}, kept {little / 2**20:.1f} MiB of {much / 2**20:.1f} MiB")
+        half, between = kept_by(lambda: gradient_of(model, brightness.reward, tokens, through=2, decoder=True))
+    off, alone = (float((one.tokens - plain.tokens).norm() / plain.tokens.norm()) for one in (again, half))
+    assert off < 1e-5 and alone < 1e-5
+    print(f"off by {off:.1e} and {alone:.1e}, kept {little / 2**20:.1f}, {between / 2**20:.1f}, {much / 2**20:.1f} MiB")
+    assert little < between < much
     assert little < 0.5 * much
     assert not any("forward" in vars(module) for module in checkpoint[0].model.modules())
 

@@ -124,16 +124,21 @@ def test_the_limit_in_prompts(count: int) -> None:
 def card(model: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> DiffusersModel:
     """As if its device had a memory of its own: "cpu:0" is the card."""
     monkeypatch.setattr(DiffusersModel, "_accelerated", True)
-    model.device = CARD
+    monkeypatch.setattr(model, "device", CARD)
     return model
 
 
 def noted(model: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Where the text encoder is sent, and the number of prompts of each of its passes."""
     encoder, found = model.pipeline.text_encoder, []
-    to = encoder.to
+    to, forward = encoder.to, encoder.forward
+
+    def noting(prompts: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        found.append(len(prompts))
+        return forward(prompts, *rest, **options)
+
     monkeypatch.setattr(encoder, "to", lambda device: (found.append(device), to(device))[1])
-    encoder.register_forward_pre_hook(lambda module, inputs: found.append(len(inputs[0])))
+    monkeypatch.setattr(encoder, "forward", noting)
     return found
 
 

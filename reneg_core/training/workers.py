@@ -90,6 +90,9 @@ class AccelerateWorkers(Workers):
     """
 
     def __init__(self, cpu: bool = False) -> None:
+        # First, because it keeps for ever the group that exists when it is imported: that group's threads would outlive
+        # it, and a process whose work is done could crash as it ends.
+        import torch.distributed.nn.functional
         from accelerate import Accelerator, InitProcessGroupKwargs
 
         self._accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])

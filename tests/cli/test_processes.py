@@ -178,6 +178,26 @@ def test_one_process_asked_to_stop_stops_an_adaptation_with_the_best_kept(tmp_pa
     assert [row["step"] for row in rows[2:]] == [0, 0, 0] and all(row["reward"] >= row["start"] for row in rows)
 
 
+LEAVING = """
+from pathlib import Path
+from reneg_core.training.workers import processes
+
+with processes("cpu") as workers:
+    import diffusers.models.transformers.transformer_flux
+    workers.gather(workers.rank)
+print([name for name in (task.read_text() for task in Path("/proc/self/task").glob("*/comm")) if "gloo" in name])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="this system does not name threads")
+def test_nothing_of_the_group_outlives_it(tmp_path: Path) -> None:
+    """A thread that lets go of Python's objects while Python ends aborts the process, after all its work is done."""
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    command = [sys.executable, *LAUNCHER, str(tmp_path / "leaving.py")]
+    done = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.count("[]") == 2, done.stdout
+
+
 def test_a_mistake_is_said_once(tmp_path: Path, pairs: list[str]) -> None:
     process = command("evaluate", *pairs, "--baseline", "tex", "--output", str(tmp_path / "out"), shared=True)
     output = finish(process)

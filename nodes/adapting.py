@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from reneg_core.embedding import NegativeEmbedding
 from reneg_core.training import AdaptConfig, adapt
 
+from .estimates import say_adaptation
 from .host.feedback import say
 from .host.rewards import HostReward
 from .host.stopping import StopButton
@@ -85,21 +86,14 @@ class AdaptEmbedding(io.ComfyNode):
         seeds, button = [seed + i for i in range(pictures)], StopButton()
         judged = Judged(reward.reward)
         numbers = (pictures, options["micro_batch"], options["steps"])
-        watch = AdaptationWatch(button, cls.hidden.unique_id, judged, *numbers)
         with torch.inference_mode(False), button:
             with in_own_names():
                 config = AdaptConfig(**rollout_settings(options))
             host = host_model(model, clip, vae, reward, options, button.taken)
-            result = adapt(
-                host,
-                judged,
-                [prompt] * pictures,
-                seeds,
-                suited(embedding, host.encode([""])),
-                config,
-                progress=watch.finished,
-                should_stop=watch.asked,
-            )
+            work = host, judged, [prompt] * pictures, seeds, suited(embedding, host.encode([""])), config
+            say_adaptation(*work, cls.hidden.unique_id)
+            watch = AdaptationWatch(button, cls.hidden.unique_id, judged, *numbers)
+            result = adapt(*work, progress=watch.finished, should_stop=watch.asked)
         best = int(result.rewards.argmax())
         origin = replace(embedding.provenance, sampling=config.sampling.to_mapping())
         chosen = replace(result.embedding(best, embedding), provenance=origin)

@@ -22,6 +22,7 @@ from reneg_core.evaluation.modes import ADAPTED, EMBEDDING, NONE, TEXT
 from reneg_core.sampling import Sampling
 from reneg_core.training import AdaptConfig
 
+from .estimates import say_comparison
 from .host import files
 from .host.feedback import say, stoppable
 from .host.rewards import HostReward
@@ -120,6 +121,7 @@ class CompareNegatives(io.ComfyNode):
                 adapted=AdaptConfig.for_sampling(sampling, micro_batch=options["micro_batch"]) if adapted else None,
                 labels=LABELS,
             )
+            say_comparison(host, judged, pairs, rivals, sampling, options["micro_batch"], cls.hidden.unique_id)
             result = compare_rivals(
                 host,
                 pairs,

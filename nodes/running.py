@@ -20,6 +20,7 @@ from reneg_core.training.run import Run
 from reneg_core.training.trainer import Stopped
 
 from . import runs
+from .estimates import WORTH_MEASURING
 from .host import files
 from .host.feedback import say
 from .host.model import HostModel
@@ -33,8 +34,6 @@ from .settings import check_levels, host_model, in_own_names, jitter_of, rollout
 from .watching import NodeObserver, load_records, require_plots
 
 NOT_SETTINGS = {"prompt_file", "validation_prompts", "start", "watched_reward", "run_name"}
-WORTH_MEASURING = 40
-"""Micro-batches: fewer are done before it would be known what they take."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,6 @@ class Task:
     def settings(self) -> dict[str, Any]:
         """The options that become the trainer's configuration."""
         return {name: value for name, value in self.options.items() if name not in NOT_SETTINGS}
-
-    def weights(self) -> list[torch.Tensor]:
-        """Every weight of the networks that a pass goes through."""
-        patched = [patcher.model for patcher in joined(self.reward, self.watched).patchers]
-        networks = [self.model.model, self.vae.first_stage_model, *patched]
-        return [parameter for network in networks for parameter in network.parameters()]
 
     # what another method does in its own way
 
@@ -158,7 +151,7 @@ class Watch:
                 raise  # nothing to keep; else the run ends by itself, and hands on what it has
 
     def _measure(self, trainer: Trainer) -> None:
-        weights = self.task.weights()
+        weights = trainer.model.weights()
         found = measured(trainer, weights, parts=1)
         steps, done, config = trainer.config.steps, trainer.progress.step, trainer.config
         if self.task.limit:

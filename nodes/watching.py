@@ -16,6 +16,7 @@ from reneg_core.training import TrainConfig
 from reneg_core.training.pace import Pace
 from reneg_core.training.rehearsal import Rehearsal
 
+from .estimates import estimated
 from .host.feedback import Progress, say
 from .host.stopping import StopButton
 
@@ -52,10 +53,8 @@ class NodeObserver:
         self.config, self.pace = config, Pace(found.step, found.validation)
         self.progress = Progress(config.steps)
         self._began = time.monotonic()
-        self.say(
-            f"{config.steps - self.step} steps: about {duration(found.total)} ({found.step:.1f} s a step, "
-            f"{found.validation:.1f} s a validation), about {needed / 2**30:.1f} GiB of memory"
-        )
+        each = f"{found.step:.1f} s a step, {found.validation:.1f} s a validation"
+        self.say(f"{config.steps - self.step} steps: {estimated(found.total, needed)} ({each})")
 
     def on_part(self, stage: str, done: int, total: int) -> None:
         """How far a validation or a step is; often enough for slow ones, and no more."""

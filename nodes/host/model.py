@@ -102,6 +102,14 @@ class HostModel(TunableModel):
                 self.checkpointing(True)
             return self._inside_sampling(work)
 
+    def weights(self) -> list[Tensor]:
+        """Every weight of the networks that a pass goes through, companions included."""
+        return [parameter for network in self._networks() for parameter in network.parameters()]
+
+    def bytes_of_pass(self, pictures: int) -> int:
+        """What a guided pass of so many pictures needs besides the weights, by the host's own estimate."""
+        return int(self._patcher.model.memory_required([2 * pictures, *self._latents.shape(NATIVE)]))
+
     def _networks(self) -> list[nn.Module]:
         return [self._patcher.model, self._vae.first_stage_model, *(patcher.model for patcher in self._companions)]
 

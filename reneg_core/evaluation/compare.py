@@ -79,7 +79,6 @@ def evaluate(
     keep = keep or Keep()
     plan = _Plan(pairs, modes, measures, parts or {}, sampling, batch_size)
     plan.check(model)
-    baseline_of(list(modes), keep.baseline)
     kept = pairs.spread(keep.pictures)
     losses, workers = _Losses.of(plan, keep), workers or Workers()
     result = model.run(lambda prepared: _run(prepared, plan, kept, losses, progress, workers))

@@ -1,15 +1,23 @@
-"""What a training will take, measured on parts of its own first steps."""
+"""What long work will take, measured on parts of its own: a training, an adaptation, the pictures of a comparison."""
 
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..clips import FRAMES
+from ..embedding import NegativeEmbedding
+from ..model import DiffusionModel
+from ..rewards import Reward
+from ..sampling import Sampling, guided_denoise
 from . import schedule
+from .adapt import adapt
+from .config import AdaptConfig
 from .memory import micro_batches
 from .run import Run
 
@@ -54,6 +62,47 @@ def measured(trainer: Run, weights: Iterable[Tensor], parts: int = PARTS) -> Reh
         return _measured(trainer, weights, parts)
     finally:
         trainer.progress.micro_batch = size  # the run finds out by itself what fits, and notes it
+
+
+def rehearse_adaptation(
+    model: DiffusionModel,
+    reward: Reward,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    start: NegativeEmbedding,
+    config: AdaptConfig,
+    weights: Iterable[Tensor],
+) -> tuple[float, int]:
+    """Seconds that :func:`.adapt` takes if no pair runs out of patience, and bytes that its graph holds besides the
+    ``weights``; from the first step of the first batch, whose outcome is thrown away."""
+    rows = slice(config.micro_batch)
+
+    def work(prepared: DiffusionModel) -> tuple[float, int]:
+        began = time.monotonic()
+        with _held(weights) as most:
+            adapt(prepared, reward, prompts[rows], seeds[rows], start, config, should_stop=lambda: True)
+        return time.monotonic() - began, most()
+
+    step, kept = model.run(work)
+    return step * (config.steps + 1) * -(-len(prompts) // config.micro_batch), kept
+
+
+def rehearse_sampling(model: DiffusionModel, sampling: Sampling, prompts: Sequence[str]) -> float:
+    """Seconds that a picture of each of the prompts takes, sampled together and decoded; from one guided pass."""
+
+    @torch.no_grad()
+    def work(prepared: DiffusionModel) -> float:
+        positive, negative = prepared.encode(prompts), prepared.encode([""])
+        noise, sigma = prepared.noise(range(len(prompts)), sampling.size), prepared.sigmas(sampling)[0]
+
+        def guided(_: int) -> None:
+            guided_denoise(prepared, noise, sigma, positive, negative, sampling.guidance, sampling.guidance.start)
+
+        each, _ = _mean(guided, 1)
+        decoded, _ = _mean(lambda _: prepared.decode(noise, FRAMES), 1)
+        return each * sampling.steps + decoded
+
+    return model.run(work)
 
 
 def _measured(trainer: Run, weights: Iterable[Tensor], parts: int) -> Rehearsal:
@@ -104,8 +153,15 @@ def _fitting(trainer: Run) -> int:
 
 def _kept(trainer: Run, weights: Iterable[Tensor]) -> int:
     """The most bytes that autograd holds for one sample at a time, where the gradient passes through most steps."""
-    done = trainer.progress.step
-    heaviest = trainer.heaviest(done)
+    heaviest = trainer.heaviest(trainer.progress.step)
+    with _held(weights) as most:
+        trainer.trial(heaviest, range(1))
+    return most()
+
+
+@contextmanager
+def _held(weights: Iterable[Tensor]) -> Iterator[Callable[[], int]]:
+    """Gives what tells the most bytes, besides the ``weights``, that graphs made within held together so far."""
     owned = {tensor.untyped_storage().data_ptr() for tensor in weights}
     held: Counter[int] = Counter()
     sizes: dict[int, int] = {}
@@ -122,8 +178,7 @@ def _kept(trainer: Run, weights: Iterable[Tensor]) -> int:
         return one
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
-        trainer.trial(heaviest, range(1))
-    return most
+        yield lambda: most
 
 
 @dataclass(eq=False)

@@ -22,6 +22,8 @@ def test_rescale_restores_the_spread() -> None:
     assert torch.allclose(rescale(uneven, positive, 1.0).std((1, 2, 3)), positive.std((1, 2, 3)), rtol=1e-4), (
         "one factor for all channels"
     )
+    factors = (rescale(uneven, positive, 1.0) / uneven).flatten(1)
+    assert torch.allclose(factors, factors[:, :1], rtol=1e-4) and (factors[0, 0] - factors[1, 0]).abs() > 1e-3
     half = rescale(guided, positive, 0.5)
     assert torch.allclose(half, 0.5 * (guided + full), atol=1e-5)
 

@@ -2,22 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pipelines import build
-from small import SmallModel, start_of
+from small import SmallModel
 
 from reneg_core.backends import wrap
 from reneg_core.backends.diffusers import DiffusersModel
 from reneg_core.model import Conditioning, ForeseeingModel
-from reneg_core.rewards.smoke import Brightness
 from reneg_core.sampling import Sampling
 from reneg_core.texts import LIMIT, Texts, foreseen, stacked
-from reneg_core.training import AdaptConfig, Prompts, Session, TrainConfig, Trainer, adapt
-from reneg_core.training.rehearsal import PARTS, rehearse
 
 SAMPLING = Sampling(steps=2).at_scale(4.0)
 CPU, CARD = torch.device("cpu"), torch.device("cpu:0")
@@ -184,88 +180,6 @@ def test_every_family_says_the_same(family: str) -> None:
             assert (part is None) == (expected is None)
             assert part is None or (part.dtype == expected.dtype and torch.allclose(part, expected, atol=1e-5))
     assert torch.equal(kept[0].tokens, kept[1].tokens)
-
-
-# a run
-
-
-class Knowing(SmallModel):
-    """Encodes a prompt once at most, and notes what it encoded."""
-
-    limit = LIMIT
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoded: list[list[str]] = []
-        self.texts: Texts | None = None
-
-    @contextmanager
-    def foreseeing(self, coming: Any) -> Iterator[None]:
-        def encode(prompt: str) -> Conditioning:
-            self.encoded[-1].append(prompt)
-            return SmallModel.encode(self, [prompt])
-
-        @contextmanager
-        def around() -> Iterator[None]:
-            self.encoded.append([])
-            yield
-
-        self.texts = Texts(encode, around, coming, self.limit)
-        try:
-            yield
-        finally:
-            self.texts = None
-
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        return super().encode(prompts) if self.texts is None else stacked(self.texts.rows(prompts))
-
-
-CONFIG = TrainConfig(
-    steps=4, batch_size=4, micro_batch=3, sampling=SAMPLING, validation_pairs=3, validate_every=2, checkpoint_every=1,
-    learning_rate=0.05,
-)  # fmt: skip
-PROMPTS = Prompts([f"prompt {i}" for i in range(40)], ["one", "two"])
-
-
-def trained(folder: Path, model: SmallModel, **session: Any) -> Any:
-    return Trainer(model, Brightness(), PROMPTS, CONFIG, folder, session=Session(**session)).run()
-
-
-def test_the_prompts_of_a_run_are_encoded_once_before_its_loop(tmp_path: Path) -> None:
-    """And no others: 4 steps of 4 pictures, and the prompts of the validations."""
-    model, plain = Knowing(), SmallModel()
-    found, expected = trained(tmp_path / "a", model), trained(tmp_path / "b", plain)
-    assert torch.equal(found.embedding.tokens, expected.embedding.tokens) and found.best_reward == expected.best_reward
-    [once] = model.encoded
-    assert once[:2] == ["one", "two"] and len(once) == len(set(once)) == 2 + 16
-
-
-def test_a_limit_and_a_new_beginning_change_nothing(tmp_path: Path) -> None:
-    expected, model = trained(tmp_path / "a", SmallModel()), Knowing()
-    model.limit = 5 * 24
-    stop = iter([False] * 9 + [True] * 99)
-    trained(tmp_path / "b", model, should_stop=lambda: next(stop))
-    between = len(model.encoded)
-    found = trained(tmp_path / "b", model, resume=True)
-    assert torch.equal(found.embedding.tokens, expected.embedding.tokens) and found.best_reward == expected.best_reward
-    assert 1 < between < len(model.encoded) and max(map(len, model.encoded)) == 5
-
-
-def test_a_rehearsal_encodes_what_it_takes(tmp_path: Path) -> None:
-    """Not the whole run's: that is left to the run."""
-    model = Knowing()
-    config = TrainConfig(**{**vars(CONFIG), "steps": 400})
-    rehearse(Trainer(model, Brightness(), Prompts([f"{i}" for i in range(4000)], ["one"]), config, tmp_path / "a"), ())
-    assert len(model.encoded[0]) == 1 + PARTS * 4 and model.texts is None
-
-
-def test_an_adaptation_encodes_each_prompt_once() -> None:
-    model, prompts = Knowing(), ["fox", "sun", "fox", "sea", "sun"]
-    config = AdaptConfig(steps=2, sampling=SAMPLING, window=(0, 2), points=1, micro_batch=2)
-    found = adapt(model, Brightness(), prompts, [1, 2, 3, 4, 5], start_of(model), config)
-    assert model.encoded == [["fox", "sun", "sea"]]
-    plain = adapt(SmallModel(), Brightness(), prompts, [1, 2, 3, 4, 5], start_of(model), config)
-    assert torch.equal(found.negatives.tokens, plain.negatives.tokens)
 
 
 def test_a_model_without_a_use_for_it_is_left_alone() -> None:

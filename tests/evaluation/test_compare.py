@@ -292,6 +292,7 @@ def test_processes_share_the_batches_and_find_the_same(count: int, batch_size: i
         "each batch once, as alone"
     )
     assert all(at == sorted(at) and at[-1] == (36, 36) for at in told if at)
+    assert all(type(done) is int for at in told for done, _ in at)
 
 
 def test_a_measure_that_fails_in_one_process_ends_all() -> None:

@@ -13,6 +13,7 @@ from reneg_core.model import Conditioning
 from reneg_core.rewards.smoke import Brightness
 from reneg_core.sampling import Sampling
 from reneg_core.training import AdaptConfig
+from reneg_core.training.workers import Workers
 
 PAIRS = Pairs(("dark", "bright"), ((0, 1), (2, 3)))
 SAMPLING = Sampling(steps=3).at_scale(1.5)
@@ -64,6 +65,22 @@ def test_adaptation_gets_every_pair_and_the_first_embedding(adapted: list) -> No
     assert found["adapted"].sampling == SAMPLING.at_scale(4), "it is judged as it was adapted"
     build_modes(GreyModel(), PAIRS, replace(rivals, embeddings={}, start=first), reward=Brightness())
     assert adapted[1] == adapted[0], "an embedding need not be a mode to be adapted"
+
+
+def test_processes_share_the_adaptation_and_the_judging(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Noted(Workers):
+        def rounds(self, items, work):
+            asked.append(len(items))
+            return super().rounds(items, work)
+
+    monkeypatch.setattr(module, "adapt", lambda *_, workers, **__: type("R", (), {"negatives": level(*(4 * [0.1]))})
+                        if list(workers.rounds(range(9), str)) else None)  # fmt: skip
+    rivals = Rivals(embeddings={"embedding": learned(-0.2)}, adapted=AdaptConfig.for_sampling(SAMPLING))
+    judges = Judges({"level": grey}, climbed=Brightness())
+    compare_rivals(GreyModel(), PAIRS, rivals, judges, SAMPLING, batch_size=2, workers=Noted())
+    assert asked == [9, 2], "nine of the adaptation that stands in, two batches"
 
 
 def test_samplings_go_to_their_modes() -> None:

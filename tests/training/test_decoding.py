@@ -23,6 +23,7 @@ BASE = TrainConfig(
     steps=3, batch_size=4, micro_batch=3, sampling=SAMPLING, learning_rate=0.05, points=2, window=(1, 4),
     validate_every=3, validation_pairs=2, checkpoint_every=1, checkpoint_minutes=0,
 )  # fmt: skip
+CORNERS = [(9, 6), (8, 9), (6, 5)]
 ADAPT = AdaptConfig(steps=2, sampling=SAMPLING, learning_rate=0.05, points=2, window=(1, 4))
 
 
@@ -128,6 +129,10 @@ def test_a_crop_is_a_piece_of_the_picture(frames: tuple[int, ...]) -> None:
 
 
 def test_a_row_is_cropped_by_its_own_seed() -> None:
+    """As in every version: a run that is resumed by another one goes on with the same pieces."""
+    places = torch.arange(24.0 * 24).reshape(1, 1, 24, 24).expand(3, 3, 24, 24)
+    corners = cropped(Doubling(), 0.5, [7, 8, 9], places, 0)[:, 0, 0, 0]
+    assert [divmod(int(corner), 24) for corner in corners] == CORNERS
     latents = torch.randn(3, 3, 24, 24)
     together = cropped(Doubling(), 0.5, [7, 8, 9], latents, 0)
     assert torch.equal(together[1:2], cropped(Doubling(), 0.5, [8], latents[1:2], 0))
@@ -218,6 +223,9 @@ def test_the_gradient_is_that_of_the_tiny_decoders_pictures(tmp_path: Path) -> N
     network = AutoencoderTiny.from_pretrained(tmp_path / "a")
     expected = (network.decode(latents).sample / 2 + 0.5).clamp(0, 1)
     assert torch.allclose(decode(latents, 0, [0]), expected, atol=1e-6)
+    owned = Decoder.read(f"tiny:{tmp_path / 'a'}").load(model).parameters()
+    assert [part.shape for part in owned] == [part.shape for part in network.decoder.parameters()] and owned
+    assert Decoder.read("full").load(model).parameters() == []
     found, wanted = (
         torch.autograd.grad(images.square().sum(), latents)[0] for images in (decode(latents, 0, [0]), expected)
     )

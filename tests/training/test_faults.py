@@ -10,9 +10,10 @@ import pytest
 import torch
 from doubles import Constant, Curved, Wrapped
 from runs import PROMPTS, QUICK, Steps, records, trainer
-from small import SmallModel
+from small import SmallModel, start_of
 
 from reneg_core import NegativeEmbedding, load_embedding
+from reneg_core.guidance import Guidance
 from reneg_core.rewards import Reward
 from reneg_core.sampling import Jitter, Sampling
 from reneg_core.training import (
@@ -26,9 +27,11 @@ from reneg_core.training import (
     rehearsal,
     schedule,
 )
-from reneg_core.training.rehearsal import rehearse
+from reneg_core.training.rehearsal import rehearse, rehearse_adaptation, rehearse_sampling
 from reneg_core.training.run_folder import RunFolder
 from reneg_core.training.schedule import recorded_steps
+
+THREE = Sampling(steps=3).at_scale(3.0)
 
 # rewards
 
@@ -279,6 +282,30 @@ def test_a_rehearsal_of_a_resumed_run_counts_what_is_left(model, tmp_path: Path,
     clock = turned(monkeypatch)
     found = rehearse(trainer(Clocked(model, clock), tmp_path, resume=True), [])
     assert found.total == pytest.approx(2 * found.step + 2 * found.validation)
+
+
+def test_an_adaptation_takes_what_its_first_step_does(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three batches of two, one and no more, six visits each; the last one of each needs no gradient."""
+    clock = turned(monkeypatch)
+    config = AdaptConfig(steps=5, patience=9, points=1, micro_batch=2, window=(2, 3), sampling=THREE)
+    pairs = PROMPTS[:5], [*range(5)], start_of(model)
+    clocked = Clocked(model, clock)
+    seconds, kept = rehearse_adaptation(clocked, Curved(), *pairs, config, [])
+    visit = clock[0]
+    assert visit == 3 * 2 * 2, "two branches of two pictures"
+    assert seconds == 3 * 6 * visit and kept > 0
+    adapt(clocked, Curved(), *pairs, config)
+    assert 0.7 * seconds < clock[0] - visit < seconds
+    [small, *_] = model.encode(["a"]).tokens
+    assert rehearse_adaptation(model, Curved(), *pairs, config, [small])[1] <= kept
+
+
+def test_pictures_take_what_one_pass_does(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = turned(monkeypatch)
+    clocked = Clocked(model, clock)
+    assert rehearse_sampling(clocked, THREE, PROMPTS[:2]) == 3 * 2 * 2
+    late = replace(THREE, guidance=Guidance(3.0, start=0.5, end=1.0))
+    assert rehearse_sampling(clocked, late, PROMPTS[:2]) == 3 * 2 * 2, "guided"
 
 
 def test_a_rehearsal_halves_what_does_not_fit_and_counts_no_weights(stable_diffusion, tmp_path: Path) -> None:

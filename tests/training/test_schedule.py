@@ -1,20 +1,33 @@
 """What is random or scheduled in a run: pure functions of the seed and the step, the same in every version."""
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from processes import in_processes
+from small import SmallModel, start_of
 
+from reneg_core.model import Conditioning
+from reneg_core.rewards.smoke import Brightness
 from reneg_core.sampling import Jitter, Sampling
 from reneg_core.seeds import derive_seed
-from reneg_core.training import TrainConfig, Trainer, schedule, split_prompts
+from reneg_core.texts import LIMIT, Texts, stacked
+from reneg_core.training import AdaptConfig, Prompts, Session, TrainConfig, Trainer, adapt, schedule, split_prompts
+from reneg_core.training.adapt import AdaptResult
 from reneg_core.training.loss_scale import FP16_LOSS_SCALE, GROWTH, MAX_SKIPPED, LossScale
 from reneg_core.training.memory import is_out_of_memory, micro_batches
 from reneg_core.training.names import merge, normalised
+from reneg_core.training.rehearsal import PARTS, rehearse
 from reneg_core.training.workers import Workers, launched, processes
 
 SEEDS = st.integers(0, 2**31)
+LEVELS = Sampling(steps=2).at_scale(4.0)
 
 
 def test_the_draws_of_a_run_are_those_of_earlier_versions() -> None:
@@ -268,3 +281,100 @@ def test_the_heaviest_of_the_next_steps_is_the_one_that_is_tried() -> None:
     for done in (0, 7, 9):
         trainer.config = config
         assert found[trainer.heaviest(done)] == max(found[done : done + 50]) and trainer.heaviest(done) >= done
+
+
+# which prompts are coming
+
+
+class Knowing(SmallModel):
+    """Encodes a prompt once at most, and notes what it encoded."""
+
+    limit = LIMIT
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoded: list[list[str]] = []
+        self.texts: Texts | None = None
+
+    @contextmanager
+    def foreseeing(self, coming: Any) -> Iterator[None]:
+        def encode(prompt: str) -> Conditioning:
+            self.encoded[-1].append(prompt)
+            return SmallModel.encode(self, [prompt])
+
+        @contextmanager
+        def around() -> Iterator[None]:
+            self.encoded.append([])
+            yield
+
+        self.texts = Texts(encode, around, coming, self.limit)
+        try:
+            yield
+        finally:
+            self.texts = None
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        return super().encode(prompts) if self.texts is None else stacked(self.texts.rows(prompts))
+
+
+CONFIG = TrainConfig(
+    steps=4, batch_size=4, micro_batch=3, sampling=LEVELS, validation_pairs=3, validate_every=2, checkpoint_every=1,
+    learning_rate=0.05,
+)  # fmt: skip
+PROMPTS = Prompts([f"prompt {i}" for i in range(40)], ["one", "two"])
+
+
+def trained(folder: Path, model: SmallModel, **session: Any) -> Any:
+    return Trainer(model, Brightness(), PROMPTS, CONFIG, folder, session=Session(**session)).run()
+
+
+def test_the_prompts_of_a_run_are_encoded_once_before_its_loop(tmp_path: Path) -> None:
+    """And no others: 4 steps of 4 pictures, and the prompts of the validations."""
+    model, plain = Knowing(), SmallModel()
+    found, expected = trained(tmp_path / "a", model), trained(tmp_path / "b", plain)
+    assert torch.equal(found.embedding.tokens, expected.embedding.tokens) and found.best_reward == expected.best_reward
+    [once] = model.encoded
+    assert once[:2] == ["one", "two"] and len(once) == len(set(once)) == 2 + 16
+
+
+def test_a_limit_and_a_new_beginning_change_nothing(tmp_path: Path) -> None:
+    expected, model = trained(tmp_path / "a", SmallModel()), Knowing()
+    model.limit = 5 * 24
+    stop = iter([False] * 9 + [True] * 99)
+    trained(tmp_path / "b", model, should_stop=lambda: next(stop))
+    between = len(model.encoded)
+    found = trained(tmp_path / "b", model, resume=True)
+    assert torch.equal(found.embedding.tokens, expected.embedding.tokens) and found.best_reward == expected.best_reward
+    assert 1 < between < len(model.encoded) and max(map(len, model.encoded)) == 5
+
+
+def test_a_rehearsal_encodes_what_it_takes(tmp_path: Path) -> None:
+    """Not the whole run's: that is left to the run."""
+    model = Knowing()
+    config = TrainConfig(**{**vars(CONFIG), "steps": 400})
+    rehearse(Trainer(model, Brightness(), Prompts([f"{i}" for i in range(4000)], ["one"]), config, tmp_path / "a"), ())
+    assert len(model.encoded[0]) == 1 + PARTS * 4 and model.texts is None
+
+
+def test_an_adaptation_encodes_each_prompt_once() -> None:
+    model, prompts = Knowing(), ["fox", "sun", "fox", "sea", "sun"]
+    config = AdaptConfig(steps=2, sampling=LEVELS, window=(0, 2), points=1, micro_batch=2)
+    found = adapt(model, Brightness(), prompts, [1, 2, 3, 4, 5], start_of(model), config)
+    assert model.encoded == [["fox", "sun", "sea"]]
+    plain = adapt(SmallModel(), Brightness(), prompts, [1, 2, 3, 4, 5], start_of(model), config)
+    assert torch.equal(found.negatives.tokens, plain.negatives.tokens)
+
+
+def test_each_process_encodes_its_own_prompts_and_the_first_one_has_the_pictures() -> None:
+    prompts = ["fox", "sun", "ice", "sea", "owl"]
+    config = AdaptConfig(steps=1, sampling=LEVELS, points=1, micro_batch=2)
+    models = [Knowing(), Knowing()]
+
+    def work(workers: Workers) -> AdaptResult:
+        model = models[workers.rank]
+        return adapt(model, Brightness(), prompts, range(5), start_of(model), config, workers=workers)
+
+    first, second = in_processes(2, work)
+    assert [model.encoded for model in models] == [[["fox", "sun"]], [["ice", "sea", "owl"]]]
+    assert first.images.shape == (5, 3, 2, 2) and second.images.shape == (0, 3, 2, 2)
+    assert torch.equal(first.rewards, second.rewards) and len(second.rewards) == 5

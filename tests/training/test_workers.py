@@ -70,6 +70,10 @@ def test_many_processes_are_accelerates(workers: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Accelerator, "num_processes", 1)
     with pytest.raises(ValueError, match="Got 3 processes that cannot reach each other on cpu"):
         workers()
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    monkeypatch.setattr(Accelerator, "device", torch.device("meta"))
+    assert [workers(cpu).device.type for cpu in (True, False)] == ["cpu", "meta"]
+    monkeypatch.setattr(Accelerator, "num_processes", 1)
     monkeypatch.setenv("WORLD_SIZE", "1")
     alone, tensor = workers(), torch.tensor([2.0])
     assert alone.sum(tensor) is tensor

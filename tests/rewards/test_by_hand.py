@@ -8,6 +8,7 @@ from torch import Tensor
 
 from reneg_core.rewards import Reward, RewardMix, Statistics, measure_statistics
 from reneg_core.rewards import preprocess as module
+from reneg_core.rewards.base import _plain, check_prompts, device_of
 from reneg_core.rewards.mix import statistics_of
 from reneg_core.rewards.preprocess import (
     MEAN,
@@ -172,3 +173,20 @@ def test_a_reward_tells_which_prompts_it_cut() -> None:
     assert Blind().details(IMAGES).truncated == [False] * 3
     with pytest.raises(NotImplementedError, match=r"^Reward must implement _score\("):
         Reward().score(IMAGES, ["a"])
+
+
+def test_prompts_are_needed_unless_it_is_said() -> None:
+    with pytest.raises(ValueError, match="got none, expected 1 or 2; this reward judges images against their prompts"):
+        check_prompts([], 2)
+    assert check_prompts([], 2, needed=False) == ["", ""] and check_prompts(["a"], 2) == ["a", "a"]
+
+
+def test_where_a_network_is() -> None:
+    linear, norm = torch.nn.Linear(2, 2, device="meta"), torch.nn.BatchNorm1d(2, affine=False, device="meta")
+    assert device_of(linear).type == device_of(norm).type == "meta"
+    assert device_of(torch.nn.ReLU()).type == "cpu" and device_of(torch.nn.ReLU(), "meta").type == "meta"
+
+
+def test_scores_are_single_or_double() -> None:
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    assert [_plain(torch.ones(1, dtype=kind)).dtype for kind in kinds] == [torch.float32] * 3 + [torch.float64]

@@ -160,6 +160,14 @@ def test_all_faults_of_a_configuration_come_at_once() -> None:
         ({"sampling": 3}, "sampling: Got 3, expected a mapping with some of solver, steps"),
         ({"jitter.steps": 10}, "jitter: steps: got 10, expected a list, each a whole number"),
         ({"jitter.solver": ["heun"]}, "jitter: Got solver 'heun'"),
+        (
+            {"sampling.guidance_scale": 1.0, "sampling.guidance_attention": 2.0, "jitter.guidance_scale": [2.0]},
+            "- jitter.guidance_scale: expected none with attention guidance, which is for scale 1.",
+        ),
+        (
+            {"sampling.guidance_scale": 1.0, "sampling.guidance_attention": 2.0, "points": 2, "jitter.steps": [1]},
+            "- jitter.steps: points: got 2, expected at most the 1 steps",
+        ),
         ({"jitter.guidance_scale": [1.0]}, "jitter.guidance_scale: got 1.0, expected more than 1"),
         ({"guidance_scale": float("nan")}, "expected a finite number"),
         ({"sampling.guidance_start": 2}, "sampling: Got the guidance interval 2.0..1.0"),

@@ -27,6 +27,8 @@ from reneg_core.training import (
     rehearsal,
     schedule,
 )
+from reneg_core.training.identity import _changed_reward, _renewed
+from reneg_core.training.judging import check_reward, score
 from reneg_core.training.rehearsal import rehearse, rehearse_adaptation, rehearse_sampling
 from reneg_core.training.run_folder import RunFolder
 from reneg_core.training.schedule import recorded_steps
@@ -214,6 +216,76 @@ def test_metrics_that_cannot_be_written_name_the_file_and_what_to_do(tmp_path: P
     with pytest.raises(OSError, match=r"Could not write the metrics \(No space left on device\)\. Make room") as error:
         folder.record({"event": "step", "step": 1})
     assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(folder.metrics))
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (
+            torch.full((2, 3, 4, 6), math.inf),
+            "Got pictures with NaN or infinite pixels, expected finite ones. Try fp32 instead of half precision, or a "
+            "lower learning rate.",
+        ),
+        (
+            torch.rand(2, 3, 4, 6),
+            "The reward 'raising' failed on 2 pictures of 6x4 pixels (KeyError: 'no such prompt'). Expected one number "
+            "per picture; try `reneg score` with it on a picture.",
+        ),
+    ],
+)
+def test_what_a_reward_cannot_judge_is_said(images: torch.Tensor, words: str) -> None:
+    reward = Raising()
+    reward.side = 6
+    with pytest.raises((FloatingPointError, ValueError)) as error:
+        score(reward, images, ["a", "b"])
+    assert str(error.value) == words
+
+
+def test_a_reward_that_says_it_has_no_gradient_is_not_asked() -> None:
+    class Counted(Curved):
+        name, differentiable = "counted", False
+
+        def _score(self, images, prompts):
+            asked.append(images.requires_grad)
+            return super()._score(images, prompts)
+
+    asked: list[bool] = []
+    with pytest.raises(ValueError, match=r"^The reward 'counted' carries no gradient with respect to the pictures"):
+        check_reward(Counted(), "a", torch.device("cpu"))
+    assert asked == []
+    check_reward(Counted(), "a", torch.device("cpu"), gradient=False)
+    assert asked == [False]
+
+
+def test_what_changed_in_a_reward_is_named() -> None:
+    old, new = ({"name": "judge", "version": version, "weights": f"sha256:{version}"} for version in "12")
+    assert _changed_reward("watch", old, new) == [
+        "watch: the version was 1, now it is 2.",
+        "watch: the weights are not what the run was started with.",
+    ]
+
+
+def test_settings_that_did_not_exist_yet_have_their_defaults() -> None:
+    found = _renewed({"settings": {"steps": 3}, "start": {"file": "x"}}, TrainConfig)
+    assert (found["settings"]["steps"], found["settings"]["micro_batch"], found["start"]) == (3, 8, {"file": "x"})
+
+
+def test_a_step_says_its_seconds(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With four decimals, and the run's own from its beginning."""
+
+    class Third(Wrapped):
+        def denoise(self, x, sigma, conditioning, branches):
+            clock[0] += 1 / 3
+            return self._model.denoise(x, sigma, conditioning, branches)
+
+    clock = turned(monkeypatch)
+    clock[0] = 5000.0
+    run = trainer(Third(model), tmp_path, replace(QUICK, steps=2, validate_every=9, window=(2, 3)))
+    run.run()
+    found = [record["seconds"] for record in records(tmp_path, "step")]
+    passes = [round(second * 3) for second in found]
+    assert found == [round(count / 3, 4) for count in passes] and min(passes) > 1
+    assert run.progress.seconds == pytest.approx(clock[0] - 5000, abs=2) and 0 < run.progress.seconds < 100
 
 
 # rehearsal

@@ -20,7 +20,7 @@ from reneg_core.seeds import derive_seed
 from reneg_core.texts import LIMIT, Texts, stacked
 from reneg_core.training import AdaptConfig, Prompts, Session, TrainConfig, Trainer, adapt, schedule, split_prompts
 from reneg_core.training.adapt import AdaptResult
-from reneg_core.training.loss_scale import FP16_LOSS_SCALE, GROWTH, MAX_SKIPPED, LossScale
+from reneg_core.training.loss_scale import FP16_LOSS_SCALE, GROWTH, MAX_SKIPPED, LossScale, loss_scale_for
 from reneg_core.training.memory import is_out_of_memory, micro_batches
 from reneg_core.training.names import merge, normalised
 from reneg_core.training.rehearsal import PARTS, rehearse
@@ -281,6 +281,13 @@ def test_the_heaviest_of_the_next_steps_is_the_one_that_is_tried() -> None:
     for done in (0, 7, 9):
         trainer.config = config
         assert found[trainer.heaviest(done)] == max(found[done : done + 50]) and trainer.heaviest(done) >= done
+
+
+def test_half_precision_begins_with_a_scale() -> None:
+    model = SmallModel()
+    assert loss_scale_for(model) == loss_scale_for(object()) == LossScale(1.0, 1.0)
+    model.dtype = torch.float16
+    assert loss_scale_for(model) == LossScale(1024.0, 1024.0)
 
 
 # which prompts are coming

@@ -20,11 +20,13 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import libcst as cst
 import yaml
@@ -32,8 +34,11 @@ from mutmut.__main__ import cli
 from mutmut.mutation import file_mutation
 from mutmut.mutation.data import SourceFileMutationData
 from mutmut.mutation.diff_apply import get_diff_for_mutant
+from mutmut.runners.harness import PytestRunner
+from mutmut.state import state
 from mutmut.stats import status_by_exit_code
-from mutmut.utils.file_utils import walk_mutatable_files
+from mutmut.utils.file_utils import change_cwd, walk_mutatable_files
+from mutmut.workers import isolation
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
@@ -41,6 +46,9 @@ MEMORY = Path("/dev/shm")
 REASONS = Path(__file__).with_suffix(".yaml")
 ENOUGH = 0.9
 NOTICED = ("killed", "timeout")
+
+MEMORY_OF_TESTS = ROOT / "mutants" / "noticed"
+"""A file for each function: which tests noticed mutants of it."""
 
 COPIED = {"torch.no_grad", "lru_cache"}
 """Decorators under which a function may be copied; mutmut leaves every decorated function out."""
@@ -55,6 +63,37 @@ class Visitor(file_mutation.MutationVisitor):
             if names <= COPIED:
                 return False
         return super()._skip_node_and_children(node)
+
+
+class Runner(PytestRunner):
+    """The tests that noticed most mutants of the same function come first and by themselves, the others from the
+    quickest on: few mutants need more than the first ones."""
+
+    FIRST = 3
+
+    def run_tests(self, *, mutant_name: str | None, tests: Iterable[str]) -> int:
+        """pytest's exit code; 0 is a mutant that nobody noticed."""
+        if mutant_name is None:
+            return super().run_tests(mutant_name=None, tests=tests)
+        notes = MEMORY_OF_TESTS / re.sub(r"__mutmut_\d+$", "", mutant_name)
+        before = Counter(notes.read_text(encoding="utf-8").splitlines()) if notes.exists() else Counter()
+        quick = sorted(tests, key=lambda test: state().duration_by_test[test])
+        first = [test for test, _ in before.most_common(self.FIRST) if test in tests]
+        code = self._run(first, notes) if first else 0
+        return code or self._run([test for test in quick if test not in first], notes)
+
+    def _run(self, tests: list[str], notes: Path) -> int:
+        class Noting:
+            @staticmethod
+            def pytest_runtest_logreport(report: Any) -> None:
+                if report.failed:
+                    with notes.open("a", encoding="utf-8") as file:
+                        file.write(report.nodeid + "\n")
+
+        if not tests:
+            return 0
+        with change_cwd("mutants"):
+            return int(self.execute_pytest([*self._pytest_args_regular_run(tests), "--tb=no"], plugins=[Noting]))
 
 
 def verdicts() -> dict[str, dict[str, str]]:
@@ -175,7 +214,8 @@ def main() -> int:
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--children", type=int, default=2)
     options = parser.parse_args()
-    file_mutation.MutationVisitor = Visitor
+    file_mutation.MutationVisitor, isolation.PytestRunner = Visitor, Runner
+    MEMORY_OF_TESTS.mkdir(parents=True, exist_ok=True)
     names = options.names
     if options.again:
         names = forget(names)

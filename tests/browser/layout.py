@@ -109,7 +109,8 @@ def items_of(graph: Graph, nodes: dict[str, dict[str, Any]]) -> list[Item]:
 
 
 def settle(items: list[Item]) -> None:
-    """Give every item a top: near its neighbours, in an order with few crossings, without overlaps."""
+    """Give every item a top: near its neighbours, in an order with few crossings, without overlaps, and every column
+    as high as the first, so that little lies below the first view."""
     columns: dict[int, list[Item]] = {}
     for item in items:
         columns.setdefault(item.column, []).append(item)
@@ -119,9 +120,10 @@ def settle(items: list[Item]) -> None:
     for turn in range(24):
         for number in order if turn % 2 == 0 else reversed(order):
             stack(columns[number], turn >= 8)
-    highest = min(item.top for item in items)
-    for item in items:
-        item.top -= highest
+    for column in columns.values():
+        highest = min(item.top for item in column)
+        for item in column:
+            item.top -= highest
 
 
 def stack(column: list[Item], loose: bool = False) -> None:

@@ -221,7 +221,9 @@ class DiffusersModel(ForeseeingModel):
         sides = [side or own for side, own in zip((size.height, size.width), self._native_sides(), strict=True)]
         step = factor * self.patch
         if any(side < step or side % step for side in sides):
-            raise ValueError(f"Got a picture of {sides[1]}x{sides[0]} pixels (width x height), expected multiples of {step}.")
+            raise ValueError(
+                f"Got a picture of {sides[1]}x{sides[0]} pixels (width x height), expected multiples of {step}."
+            )
         if size.frames not in (None, 1):
             raise ValueError(f"Got {size.frames} frames for {self.name}, which makes single pictures.")
         return sides[0] // factor, sides[1] // factor

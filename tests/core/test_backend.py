@@ -55,7 +55,7 @@ def test_noise_depends_on_its_own_seed_only(model) -> None:
     together, alone = model.noise([7, 8, 9]), model.noise([8])
     assert torch.equal(together[1:2], alone)
     assert model.noise([0], Size(32, 48)).shape == (1, 4, 16, 24)
-    with pytest.raises(ValueError, match="Got a picture of 16x33 pixels .width x height., expected multiples of 2"):
+    with pytest.raises(ValueError, match=r"Got a picture of 16x33 pixels \(width x height\), expected multiples of 2"):
         model.noise([0], Size(height=33))
 
 

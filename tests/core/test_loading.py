@@ -133,7 +133,7 @@ def test_what_the_denoiser_does_not_read_or_lacks_is_refused() -> None:
 
 def test_sizes_that_the_denoiser_cannot_take_are_refused() -> None:
     flux = wrap(build("flux"), "mine")
-    with pytest.raises(ValueError, match="Got a picture of 16x18 pixels .width x height., expected multiples of 4"):
+    with pytest.raises(ValueError, match=r"Got a picture of 16x18 pixels \(width x height\), expected multiples of 4"):
         flux.noise([0], Size(18, 16))
     with pytest.raises(ValueError, match="Got 9 frames for mine, which makes single pictures"):
         flux.sigmas(Sampling(size=Size(16, 16, 9)))

@@ -39,7 +39,7 @@ def test_frames_and_sides_that_cannot_be_are_refused() -> None:
     ltx, zeroscope = wrap(build("ltx"), "mine"), wrap(build("zeroscope"), "mine")
     with pytest.raises(ValueError, match="Got 4 frames for mine, expected one more than a multiple of 2"):
         ltx.noise([0], Size(16, 32, 4))
-    with pytest.raises(ValueError, match="Got a picture of 32x18 pixels .width x height., expected multiples of 4"):
+    with pytest.raises(ValueError, match=r"Got a picture of 32x18 pixels \(width x height\), expected multiples of 4"):
         ltx.sigmas(Sampling(size=Size(18, 32, 3)))
     with pytest.raises(ValueError, match="Got -1 frames for mine"):
         zeroscope.noise([0], Size(16, 16, -1))

@@ -129,7 +129,7 @@ def test_shapes_are_enough(model) -> None:
 
 
 def test_a_size_that_the_model_refuses(model) -> None:
-    with pytest.raises(ValueError, match="Got a picture of 51x48 pixels .width x height., expected multiples of"):
+    with pytest.raises(ValueError, match=r"Got a picture of 51x48 pixels \(width x height\), expected multiples of"):
         footprint(model, None, Step(1, Sampling(steps=2, size=Size(48, 51))))
 
 

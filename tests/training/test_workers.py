@@ -1,5 +1,7 @@
 """Processes: which share each takes, and what goes through accelerate (two real ones: tests/cli/test_processes.py)."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from processes import in_processes
-from small import SmallModel
+from small import SmallModel, start_of
 from torch import Tensor
 
 from reneg_core.failures import EndedElsewhere
 from reneg_core.rewards.smoke import Brightness
 from reneg_core.sampling import Sampling
-from reneg_core.training import Prompts, Session, TrainConfig, Trainer
+from reneg_core.training import AdaptConfig, Prompts, Session, TrainConfig, Trainer, adapt
+from reneg_core.training.adapt import AdaptResult
 from reneg_core.training.workers import PATIENCE, AccelerateWorkers, Workers, device_of, processes
 
 
@@ -218,3 +221,42 @@ def test_what_travels_in_a_step(tmp_path: Path, pooled: bool) -> None:
         step = sent[ends[0] : ends[1]]
         assert [part.numel() for part in step] == [1, 1, 6, *([3] if pooled else []), 1]
         assert {part.dtype for part in step} == {torch.float64}
+
+
+ADAPT = AdaptConfig(steps=1, sampling=Sampling(steps=2).at_scale(3), points=1, micro_batch=1, learning_rate=0.05)
+
+
+def adapted(workers: Workers, asked: Callable[[], bool], pairs: int = 6) -> AdaptResult:
+    model, prompts = SmallModel(), [f"prompt {i}" for i in range(pairs)]
+    options = {"should_stop": asked, "workers": workers}
+    return adapt(model, Brightness(), prompts, range(pairs), start_of(model), ADAPT, **options)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_that_is_asked_to_stop_stops_all_after_the_round(rank: int) -> None:
+    """Each has three pairs, one a round: the first round is whole in the one that was not asked."""
+    everything = adapted(Workers(), lambda: False)
+    assert everything.steps.tolist() == [1] * 6, "each pair gets better"
+    found = in_processes(2, lambda workers: adapted(workers, lambda: workers.rank == rank))
+    expected = [0, 0, 0, 1, 0, 0] if rank == 0 else [1, 0, 0, 0, 0, 0]
+    assert [one.steps.tolist() for one in found] == [expected, expected]
+
+
+def test_who_was_asked_once_stays_asked() -> None:
+    answers = iter([False, True, *[False] * 99])
+    assert adapted(Workers(), lambda: next(answers)).steps.tolist() == [1, 0, 0, 0, 0, 0]
+
+
+def test_what_fitted_once_is_taken_from_then_on() -> None:
+    refused: list[int] = []
+
+    class Small(SmallModel):
+        def denoise(self, x: Tensor, *rest: Any) -> Tensor:
+            if len(x) > 2:
+                refused.append(len(x))
+                raise torch.OutOfMemoryError("out of memory")
+            return super().denoise(x, *rest)
+
+    model, config = Small(), replace(ADAPT, micro_batch=4)
+    found = adapt(model, Brightness(), ["a", "b", "c", "d", "e", "f"], range(6), start_of(model), config)
+    assert refused == [8, 4] and found.steps.tolist() == [1] * 6

@@ -170,7 +170,12 @@ def write(run: dict[str, float], sample: bool = False) -> float:
         left += [living(path, mutant, verdict) for mutant, verdict in tried.items() if verdict not in NOTICED]
     before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     tried, noticed = (sum(row[column] for row in modules) for column in (2, 3))
-    text = {"noticed": noticed, "tried": tried, "last_run": run or before.get("last_run", {})}
+    text = {
+        "noticed": noticed,
+        "tried": tried,
+        "minutes": round(spent() / 60),
+        "last_run": run or before.get("last_run", {}),
+    }
     text |= {"sample": run if sample else before.get("sample", {}), "modules": modules, "living": left}
     RESULTS.write_text(json.dumps(text, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     share, unexplained = noticed / max(tried, 1), sum(not row[-1] for row in left)
@@ -187,6 +192,14 @@ def folders_in_memory() -> Iterator[None]:
         yield
 
 
+def spent(more: float = 0.0) -> float:
+    """Seconds of all runs that made the verdicts that there are, with ``more`` added."""
+    file = ROOT / "mutants" / "seconds"
+    seconds = more + (float(file.read_text(encoding="utf-8")) if file.exists() else 0.0)
+    file.write_text(f"{seconds}", encoding="utf-8")
+    return seconds
+
+
 def run(names: list[str], children: int) -> dict[str, float]:
     """Run mutmut; how many mutants it tried of those without a verdict, how many were noticed, and what that took by
     the clock and of processors."""
@@ -199,10 +212,11 @@ def run(names: list[str], children: int) -> dict[str, float]:
             print("stopped; the verdicts so far are kept")
     verdict = {name: verdict for mutants in verdicts().values() for name, verdict in mutants.items()}
     fresh = [name for name, found in verdict.items() if found != "not checked" and name not in before]
-    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = spent.ru_utime + spent.ru_stime - used.ru_utime - used.ru_stime
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
     noticed = sum(verdict[name] in NOTICED for name in fresh)
     spans = {"seconds": round(time.monotonic() - began), "processor_seconds": round(seconds)}
+    spent(time.monotonic() - began)
     return {"tried": len(fresh), "noticed": noticed, "without": len(verdict) - len(before), **spans}
 
 

@@ -228,6 +228,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--children", type=int, default=2)
     options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes with two threads each wait for one another
     file_mutation.MutationVisitor, isolation.PytestRunner = Visitor, Runner
     MEMORY_OF_TESTS.mkdir(parents=True, exist_ok=True)
     names = options.names

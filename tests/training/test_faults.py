@@ -380,7 +380,11 @@ def test_pictures_take_what_one_pass_does(model, monkeypatch: pytest.MonkeyPatch
     assert rehearse_sampling(clocked, late, PROMPTS[:2]) == 3 * 2 * 2, "guided"
 
 
-def test_a_rehearsal_halves_what_does_not_fit_and_counts_no_weights(stable_diffusion, tmp_path: Path) -> None:
+def test_a_rehearsal_halves_what_does_not_fit_and_counts_no_weights(
+    stable_diffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsal, "SECONDS", 0.0)
+
     class Small(Wrapped):
         def denoise(self, x, sigma, conditioning, branches):
             if len(x) > 3:

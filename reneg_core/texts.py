@@ -6,7 +6,7 @@ from itertools import chain, dropwhile
 
 from torch import Tensor
 
-from .model import Conditioning, DiffusionModel, ForeseeingModel
+from .model import Conditioning, DiffusionModel
 
 LIMIT = 2 << 30
 """Bytes that are kept: some 9000 prompts of Stable Diffusion 1, or 430 of a T5-XXL with 300 tokens each."""
@@ -16,8 +16,10 @@ Coming = Callable[[], Iterable[str]]
 
 
 def foreseen(model: DiffusionModel, coming: Coming) -> AbstractContextManager[None]:
-    """A context in which ``model`` knows what prompts are coming, where it has a use for that."""
-    return model.foreseeing(coming) if isinstance(model, ForeseeingModel) else nullcontext()
+    """A context in which ``model`` knows what prompts are coming, where it has a use for that
+    (:class:`~reneg_core.model.ForeseeingModel`)."""
+    foreseeing = getattr(model, "foreseeing", None)
+    return foreseeing(coming) if foreseeing else nullcontext()
 
 
 class Texts:

@@ -13,9 +13,10 @@ from runs import PROMPTS, QUICK, Steps, records, trainer
 from small import SmallModel, start_of
 
 from reneg_core import NegativeEmbedding, load_embedding
+from reneg_core.clips import FRAMES
 from reneg_core.guidance import Guidance
 from reneg_core.rewards import Reward
-from reneg_core.sampling import Jitter, Sampling
+from reneg_core.sampling import Jitter, Sampling, Size
 from reneg_core.training import (
     AdaptConfig,
     ConfigError,
@@ -356,28 +357,66 @@ def test_a_rehearsal_of_a_resumed_run_counts_what_is_left(model, tmp_path: Path,
     assert found.total == pytest.approx(2 * found.step + 2 * found.validation)
 
 
+def test_a_trial_finds_what_fits_of_the_gradient(model, tmp_path: Path) -> None:
+    """Less than of the rollout; the run's own number is what is left to begin with."""
+
+    class Small(Wrapped):
+        def denoise(self, x, sigma, conditioning, branches):
+            if conditioning.tokens.requires_grad and len(x) > 2:
+                refused.append(len(x))
+                raise torch.OutOfMemoryError("out of memory")
+            return self._model.denoise(x, sigma, conditioning, branches)
+
+    refused: list[int] = []
+    config = replace(QUICK, batch_size=8, micro_batch=6, window=(2, 3))
+    run = trainer(Small(model), tmp_path, config)
+    found = rehearse(run, [])
+    assert found.micro_batch == 1 and run.progress.micro_batch == 6
+    refused.clear()
+    run.progress.micro_batch = 4
+    run.inside(lambda: run.trial(0, range(6)))
+    assert refused == [4] and run.progress.micro_batch == 2
+
+
 def test_an_adaptation_takes_what_its_first_step_does(model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three batches of two, one and no more, six visits each; the last one of each needs no gradient."""
     clock = turned(monkeypatch)
+    clock[0] = began = 50.0
     config = AdaptConfig(steps=5, patience=9, points=1, micro_batch=2, window=(2, 3), sampling=THREE)
     pairs = PROMPTS[:5], [*range(5)], start_of(model)
     clocked = Clocked(model, clock)
     seconds, kept = rehearse_adaptation(clocked, Curved(), *pairs, config, [])
-    visit = clock[0]
+    visit = clock[0] - began
     assert visit == 3 * 2 * 2, "two branches of two pictures"
     assert seconds == 3 * 6 * visit and kept > 0
     adapt(clocked, Curved(), *pairs, config)
-    assert 0.7 * seconds < clock[0] - visit < seconds
+    assert 0.7 * seconds < clock[0] - began - visit < seconds
     [small, *_] = model.encode(["a"]).tokens
     assert rehearse_adaptation(model, Curved(), *pairs, config, [small])[1] <= kept
 
 
 def test_pictures_take_what_one_pass_does(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second for each row of a pass, a tenth for each pixel of a latent that is decoded."""
     clock = turned(monkeypatch)
-    clocked = Clocked(model, clock)
-    assert rehearse_sampling(clocked, THREE, PROMPTS[:2]) == 3 * 2 * 2
-    late = replace(THREE, guidance=Guidance(3.0, start=0.5, end=1.0))
-    assert rehearse_sampling(clocked, late, PROMPTS[:2]) == 3 * 2 * 2, "guided"
+    clock[0] = 70.0
+    seen: list[tuple[int, str]] = []
+
+    class Decoded(Clocked):
+        def encode(self, prompts):
+            seen.append((len(prompts), prompts[0]))
+            return self._model.encode(prompts)
+
+        def decode(self, latents, frames=0):
+            assert frames == FRAMES
+            clock[0] += 0.1 * latents[:, 0].numel()
+            return self._model.decode(latents)
+
+    found = rehearse_sampling(Decoded(model, clock), THREE, PROMPTS[:2])
+    assert found == pytest.approx(3 * 2 * 2 + 0.1 * 2 * 4) and seen == [(2, PROMPTS[0]), (1, "")]
+    assert clock[0] == pytest.approx(70 + 2 * (2 * 2 + 0.1 * 2 * 4)), "each twice, the first one is not counted"
+    wide = replace(THREE, guidance=Guidance(3.0, start=0.5, end=1.0), size=Size(8, 12))
+    found = rehearse_sampling(Decoded(model, clock), wide, PROMPTS[:2])
+    assert found == pytest.approx(3 * 2 * 2 + 0.1 * 2 * 24), "guided"
 
 
 def test_a_rehearsal_halves_what_does_not_fit_and_counts_no_weights(

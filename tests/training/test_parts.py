@@ -259,6 +259,16 @@ def test_a_rollout_takes_as_many_as_it_is_told(tmp_path: Path, rollout_batch: in
     assert torch.allclose(tokens_of(run), tokens_of(plain), atol=2e-5)
 
 
+def test_a_step_says_the_reward_of_all_its_parts_and_the_file_its_draws(tmp_path: Path) -> None:
+    runs = [
+        trained(tmp_path / f"{cut}", replace(CONFIG, rollout_batch=cut, micro_batch=1, draws=2)) for cut in (1, 3, 8)
+    ]
+    rewards = [[entry["reward"] for entry in run.files.records() if entry["event"] == "step"] for run in runs]
+    assert rewards[1:] == [pytest.approx(rewards[0], abs=1e-5)] * 2 and len(rewards[0]) == 3
+    notes = [run.embedding().provenance.notes["training"] for run in (runs[0], trained(tmp_path / "one"))]
+    assert notes[0]["draws"] == 2 and "draws" not in notes[1]
+
+
 def test_a_run_remembers_what_fitted_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
     class Narrow(SmallModel):
         def denoise(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, branches: Any = (Branch.POSITIVE,)):

@@ -1,6 +1,7 @@
 """Embeddings in numbers worked out by hand: blends, strength, comparison, and what each layout of a file holds."""
 
 import json
+import math
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from reneg_core import Conditioning, NegativeEmbedding, load_embedding
+from reneg_core.conventions import describe_family
 from reneg_core.embedding import KEPT_NESTING, MAX_PROVENANCE, Provenance
 
 ONE = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])
@@ -219,3 +221,53 @@ def test_another_model_is_refused_word_for_word() -> None:
         made().require("own", 2, 1)
     with pytest.raises(ValueError, match=r"\(published: one trained for this model\)\.$"):
         made().require("another", 2)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"tokens": torch.zeros(1, 0, 2)},
+            "Got tokens of shape [1, 0, 2] and torch.float32, expected [1, tokens, width]",
+        ),
+        ({"tokens": torch.ones(1, 2, 2, dtype=torch.int64)}, "Got tokens of shape [1, 2, 2] and torch.int64, expected"),
+        ({"tokens": None}, "Got NoneType for the embedding's tokens, expected a tensor."),
+        ({"mask": torch.ones(1, 2).to_sparse()}, "Got a sparse or quantized tensor for the embedding's mask, expected"),
+        ({"pooled": torch.ones(1, 2, device="meta")}, "Got a meta tensor for the embedding's pooled, expected a plain"),
+        ({"mask": torch.ones(1, 3)}, "Got a mask for 3 tokens, expected 2, one per token."),
+        (
+            {"tokens": torch.tensor([[[1.0, math.nan]]])},
+            "Got 1 NaN or infinite values in the embedding's tokens, expected",
+        ),
+        (
+            {"pooled": torch.tensor([[math.inf, math.nan]])},
+            "Got 2 NaN or infinite values in the embedding's pooled, exp",
+        ),
+        ({"family": 7}, "Got the text encoder 7, expected a short name, for example clip-l."),
+        ({"family": "clip\nl"}, "Got the text encoder 'clip\\nl', expected a short name, for example clip-l."),
+        ({"family": "a" * 101}, "Got the text encoder 'aaaa"),
+        (
+            {"tokens": torch.ones(1, 2, 768), "family": "openclip-h"},
+            "Got width 768 for the text encoder openclip-h (Stable",
+        ),
+        (
+            {"tokens": torch.ones(1, 2, 768), "family": "openclip-h"},
+            f"A width of 768 belongs to {describe_family('clip-l')}.",
+        ),
+    ],
+)
+def test_what_is_no_embedding_is_said(parts: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        NegativeEmbedding(**{"tokens": ONE, "family": "own", **parts})
+
+
+def test_a_mask_is_a_row_of_whole_numbers() -> None:
+    found = NegativeEmbedding(ONE, "a" * 100, torch.tensor([True, False]))
+    assert found.mask.tolist() == [[1, 0]] and found.mask.dtype == torch.int64 and found.family == "a" * 100
+
+
+def test_ltx_has_no_place_for_a_pooled_vector(tmp_path: Path) -> None:
+    embedding = NegativeEmbedding(torch.ones(1, 2, 4096), "t5", pooled=torch.ones(1, 3))
+    with pytest.raises(ValueError) as error:
+        embedding.save(tmp_path / "x.safetensors", layout="ltx")
+    assert str(error.value) == "The ltx layout has no place for a pooled vector; try the layout 'reneg'."

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from doubles import Curved
+from processes import in_processes
 from runs import PROMPTS, QUICK, Steps, steps_of, trainer
 from small import SmallModel
 
 from reneg_core.files import PART, write_tensors
 from reneg_core.training.prompts import Prompts
 from reneg_core.training.run_folder import RunFolder
-from reneg_core.training.state import load_state
+from reneg_core.training.state import Progress, load_state
+from reneg_core.training.workers import Workers
 
 ONE = replace(QUICK, steps=1)
 
@@ -279,3 +281,53 @@ def test_a_folder_without_a_run_is_said_word_for_word(tmp_path: Path) -> None:
         ValueError, match=r"none holds a run at step 20 already\. Try resuming it, or another output folder"
     ):
         empty.require_unused()
+
+
+def test_what_happened_at_a_step_that_is_done_again_is_dropped(tmp_path: Path) -> None:
+    """A checkpoint of step 3: its step and its validation are done, what else happened at 3 happens again."""
+    folder = RunFolder(tmp_path)
+    for event in ("step", "validation", "out_of_memory"):
+        for step in range(6):
+            folder.record({"event": event, "step": step})
+    folder._rewind(Progress({}, step=3, validated_at=2))
+    assert [steps_of(tmp_path, event) for event in ("step", "validation", "out_of_memory")] == [
+        [0, 1, 2, 3], [0, 1, 2], [0, 1, 2],
+    ]  # fmt: skip
+
+
+def test_minutes_since_the_last_checkpoint(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("reneg_core.training.run.time.monotonic", lambda: clock[0])
+    run = trainer(model, tmp_path, replace(QUICK, checkpoint_minutes=1.0))
+    run._saved = 940.01
+    assert not run._long_ago()
+    run._saved = 940.0
+    assert run._long_ago()
+
+
+def test_seconds_are_those_of_all_sessions(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [5000.0]
+    monkeypatch.setattr("reneg_core.training.run.time.monotonic", lambda: clock[0])
+
+    class Minute(Steps):
+        def on_step(self, record: dict) -> None:
+            clock[0] += 60
+            super().on_step(record)
+
+    count = Minute(2)
+    trainer(model, tmp_path, observer=count, should_stop=count.enough).run()
+    clock[0] = 9000.0
+    run = trainer(model, tmp_path, observer=Minute(), resume=True)
+    run.run()
+    assert run.progress.seconds == 60 + 3 * 60, "of 2 and 4 steps; the last minute of each is after it was noted"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_only_the_first_process_writes(tmp_path: Path, count: int) -> None:
+    def work(workers: Workers) -> None:
+        (tmp_path / str(workers.rank)).mkdir()
+        trainer(SmallModel(), tmp_path / str(workers.rank), workers=workers).run()
+
+    assert in_processes(count, work) == [None] * count
+    assert (tmp_path / "0" / "negative.safetensors").exists() and (tmp_path / "0" / "checkpoints").is_dir()
+    assert all(list((tmp_path / str(rank)).iterdir()) == [] for rank in range(1, count))

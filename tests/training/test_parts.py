@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,13 @@ from torch import Tensor
 from reneg_core.files import write_tensors
 from reneg_core.guidance import Guidance
 from reneg_core.model import Branch, Conditioning
-from reneg_core.sampling import Sampling
+from reneg_core.rewards import RewardMix, Statistics
+from reneg_core.sampling import Jitter, Sampling
 from reneg_core.training import Batch, Prompts, Reach, Session, TrainConfig, Trainer, reward_gradient, schedule
+from reneg_core.training import trainer as module
 from reneg_core.training.config import recorded_passes
+from reneg_core.training.identity import reward_contents
+from reneg_core.training.loss_scale import LossScale
 from reneg_core.training.objective import Parts
 from reneg_core.training.run import Stopped
 from reneg_core.training.state import load_state
@@ -318,3 +322,54 @@ def test_the_session_hears_of_every_part(tmp_path: Path) -> None:
     heard = []
     trained(tmp_path, replace(CONFIG, steps=1, points=1), progress=lambda *part: heard.append(part))
     assert [part for part in heard if part[0] == "step"] == [("step", done, 8) for done in (2, 4, 6, 8)]
+
+
+def test_a_step_has_the_sampling_and_the_loss_scale_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, scales = [], []
+    draw, gradient = Jitter.draw, module.reward_gradient
+
+    def noted(self: Jitter, sampling: Sampling, seed: int, step: int) -> Sampling:
+        drawn.append((seed, step))
+        return draw(self, sampling, seed, step)
+
+    def asked(*parts: Any) -> Any:
+        scales.append(parts[5].loss_scale)
+        return gradient(*parts)
+
+    monkeypatch.setattr(Jitter, "draw", noted)
+    monkeypatch.setattr(module, "reward_gradient", asked)
+    config = replace(CONFIG, seed=11, jitter=Jitter(guidance_scale=(2.0, 4.0)))
+    run = Trainer(SmallModel(), Curved(), Prompts(PROMPTS, PROMPTS[:2]), config, tmp_path)
+    run.scale = LossScale(8.0, 8.0)
+    run.inside(
+        lambda: [
+            run.prepare(),
+            setattr(run, "scale", LossScale(8.0, 8.0)),
+            run.trial(0, range(2)),
+            run.trial(1, range(2)),
+        ]
+    )
+    assert {*drawn} == {(11, 0), (11, 1)} and {*scales} == {8.0}
+
+
+def test_the_padding_of_a_start_learns_too(tmp_path: Path) -> None:
+    class Masked(SmallModel):
+        def encode(self, prompts: Sequence[str]) -> Conditioning:
+            return replace(super().encode(prompts), mask=torch.tensor([[1, 0]]).expand(len(prompts), 2))
+
+    run = trained(tmp_path, replace(CONFIG, init="blurry"), Masked())
+    assert run.embedding().mask.tolist() == [[1, 1]]
+    start = SmallModel().encode(["blurry"]).tokens
+    assert ((run.embedding().tokens - start).abs().amax(-1) > 1e-3).all(), "both tokens"
+
+
+def test_a_mix_is_known_by_its_parts_and_their_statistics() -> None:
+    one, two = Curved(), Curved()
+    two.register_buffer("table", torch.ones(2))
+    numbers = {"one": Statistics(0.5, 2.0, "here"), "two": Statistics(1.0, 4.0, "here")}
+    mix = RewardMix({"one": one, "two": two}, {"one": 1.0, "two": -2.0}, statistics=numbers)
+    found = reward_contents(mix)
+    assert json.loads(found["standardisation"]) == {"one": [0.5, 2.0], "two": [1.0, 4.0]}
+    assert found["name"] == "one*1 + two*-2" and found["weights of two"].startswith("sha256:")
+    assert {*found} == {"name", "standardisation", "weights of two"}
+    assert {*reward_contents(two)} == {"name", f"weights of {two.name}"}

@@ -109,8 +109,7 @@ def items_of(graph: Graph, nodes: dict[str, dict[str, Any]]) -> list[Item]:
 
 
 def settle(items: list[Item]) -> None:
-    """Give every item a top: near its neighbours, in an order with few crossings, without overlaps, and every column
-    as high as the first, so that little lies below the first view."""
+    """Give every item a top: near its neighbours, in an order with few crossings, without overlaps."""
     columns: dict[int, list[Item]] = {}
     for item in items:
         columns.setdefault(item.column, []).append(item)
@@ -120,10 +119,9 @@ def settle(items: list[Item]) -> None:
     for turn in range(24):
         for number in order if turn % 2 == 0 else reversed(order):
             stack(columns[number], turn >= 8)
-    for column in columns.values():
-        highest = min(item.top for item in column)
-        for item in column:
-            item.top -= highest
+    highest = min(item.top for item in items)
+    for item in items:
+        item.top -= highest
 
 
 def stack(column: list[Item], loose: bool = False) -> None:

@@ -11,7 +11,7 @@ from reneg_core.training.workers import Workers
 
 
 class Threads(Workers):
-    """One of ``count``. They hand over what they give at ``door``, where nobody waits for longer than four seconds."""
+    """One of ``count``. They hand over what they give at ``door``, where nobody waits for longer than ten seconds."""
 
     def __init__(self, rank: int, count: int, door: threading.Barrier, given: list[Any]) -> None:
         self.rank, self.count, self._door, self._given = rank, count, door, given
@@ -20,9 +20,9 @@ class Threads(Workers):
     def gather(self, own: Any) -> list[Any]:
         self.talks += 1
         self._given[self.rank] = own
-        self._door.wait(4)
+        self._door.wait(10)
         found = list(self._given)
-        self._door.wait(4)
+        self._door.wait(10)
         return found
 
     def sum(self, tensor: Tensor) -> Tensor:

@@ -340,15 +340,14 @@ def test_a_step_has_the_sampling_and_the_loss_scale_of_its_own(tmp_path: Path, m
     monkeypatch.setattr(module, "reward_gradient", asked)
     config = replace(CONFIG, seed=11, jitter=Jitter(guidance_scale=(2.0, 4.0)))
     run = Trainer(SmallModel(), Curved(), Prompts(PROMPTS, PROMPTS[:2]), config, tmp_path)
-    run.scale = LossScale(8.0, 8.0)
-    run.inside(
-        lambda: [
-            run.prepare(),
-            setattr(run, "scale", LossScale(8.0, 8.0)),
-            run.trial(0, range(2)),
-            run.trial(1, range(2)),
-        ]
-    )
+
+    def two_steps() -> None:
+        run.prepare()
+        run.scale = LossScale(8.0, 8.0)
+        for step in range(2):
+            run.trial(step, range(2))
+
+    run.inside(two_steps)
     assert {*drawn} == {(11, 0), (11, 1)} and {*scales} == {8.0}
 
 

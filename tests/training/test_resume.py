@@ -1,9 +1,12 @@
 """Going on: the same run only, told in words, and with more steps."""
 
+import hashlib
+import importlib.util
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,11 +22,17 @@ from reneg_core.digests import DIGEST
 from reneg_core.files import write_tensors
 from reneg_core.rewards import load_reward
 from reneg_core.training import schedule
-from reneg_core.training.identity import AnotherRun
+from reneg_core.training.identity import AnotherRun, reward_contents, start_contents
 from reneg_core.training.names import FORMER
 from reneg_core.training.state import load_state
+from reneg_core.training.validation import Validator
+from reneg_core.training.workers import Workers
 
 ONE = replace(QUICK, steps=1)
+STARTS = [
+    {"embedding": "sha256:c11766e1121919410e791d52d6ce79c3739b39f7a1cfe0dc507617ba012857a3"},
+    {"embedding": "sha256:f04210b019800a079e75c938c12947d9d9dc8d0214ab14987e04154fac69de02"},
+]
 
 
 @pytest.fixture
@@ -317,3 +326,51 @@ def test_a_run_without_patience_left_goes_on_with_more_of_it_or_more_steps(model
         assert (again.reason, again.steps) == ("patience", 1), "unchanged there is nothing left to do"
         result = trainer(model, tmp_path / name, more, reward=Constant(), resume=True).run()
         assert (result.reason, result.steps) == ("patience", steps)
+
+
+# what a run rests on
+
+
+def test_a_start_is_known_by_its_numbers_as_in_every_version() -> None:
+    """Where it lies does not matter, which of its tensors a number belongs to does."""
+    tokens, mask, pooled = torch.arange(6.0).reshape(1, 2, 3) / 8, torch.tensor([[1, 0]]), torch.ones(1, 3) / 4
+    plain, whole = NegativeEmbedding(tokens, "own"), NegativeEmbedding(tokens, "own", mask, pooled)
+    assert start_contents("blurry", None) == {"prompt": "blurry"}
+    found = [start_contents("/a/start.safetensors", one) for one in (plain, whole)]
+    assert [one.pop("file") for one in found] == ["start.safetensors"] * 2 and found == STARTS
+
+
+def written(folder: Path, name: str, text: str) -> Any:
+    """What a python file of a user holds, which is not among the installed modules."""
+    (folder / f"{name}.py").write_text(text)
+    spec = importlib.util.spec_from_file_location(f"users_{name}", folder / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def test_a_users_reward_is_known_by_its_file(tmp_path: Path) -> None:
+    judged = written(tmp_path, "judged", "def judge(images, prompts):\n    return images.mean((1, 2, 3))\n")
+    classed = written(
+        tmp_path,
+        "classed",
+        "from doubles import Curved\nclass Own(Curved):\n    def _score(self, i, p): return i.sum()\n",
+    )
+    calling = Curved()
+    calling.function = judged.judge
+    for reward, file in ((calling, "judged.py"), (classed.Own(), "classed.py")):
+        digest = hashlib.sha256((tmp_path / file).read_bytes()).hexdigest()
+        assert reward_contents(reward)[f"file {file}"] == f"sha256:{digest}"
+    assert {*reward_contents(Curved())} == {"name"}
+    calling.function = print
+    bare = type("Bare", (Curved,), {"__module__": "users_nowhere"})
+    assert {*reward_contents(calling)} == {*reward_contents(bare())} == {"name"}
+
+
+def test_a_process_without_pairs_shows_none(model) -> None:
+    """Of one pair the second of two has it; without a watched reward there is no number of one."""
+    validator, negative = Validator(["a"], replace(QUICK, validation_pairs=1), Curved()), model.encode(["blurry"])
+    alone = validator.run(model, negative, lambda rows, work: [work(rows)], Workers())
+    assert alone.watch is None and alone.images.shape == (1, 3, 2, 2) and alone.prompts == ["a"]
+    idle = validator.run(model, negative, lambda rows, work: [], Workers())
+    assert idle.images is None and idle.prompts == [] and idle.reward == 0

@@ -23,8 +23,9 @@ from reneg_core.files import write_tensors
 from reneg_core.rewards import load_reward
 from reneg_core.training import schedule
 from reneg_core.training.identity import AnotherRun, reward_contents, start_contents
+from reneg_core.training.loss_scale import LossScale
 from reneg_core.training.names import FORMER
-from reneg_core.training.state import load_state
+from reneg_core.training.state import clone, load_state
 from reneg_core.training.validation import Validator
 from reneg_core.training.workers import Workers
 
@@ -374,3 +375,40 @@ def test_a_process_without_pairs_shows_none(model) -> None:
     assert alone.watch is None and alone.images.shape == (1, 3, 2, 2) and alone.prompts == ["a"]
     idle = validator.run(model, negative, lambda rows, work: [], Workers())
     assert idle.images is None and idle.prompts == [] and idle.reward == 0
+
+
+def test_a_run_begins_as_its_model_and_its_reward_need_it(model, tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+
+    class Noted(Curved):
+        def _score(self, images, prompts):
+            seen.append(list(prompts))
+            return super()._score(images, prompts)
+
+    model.dtype = torch.float16
+    run = trainer(model, tmp_path, reward=Noted())
+    run.inside(run.prepare)
+    assert run.scale == LossScale(1024.0, 1024.0) and seen == [[PROMPTS[0]]]
+
+
+def test_a_start_of_more_tokens_than_the_model_reads_is_refused(model, tmp_path: Path) -> None:
+    NegativeEmbedding(torch.ones(1, 3, 3), model.family).save(tmp_path / "long.safetensors")
+    model.max_tokens = 2
+    with pytest.raises(ValueError, match=r"3 tokens.* 2"):
+        trainer(model, tmp_path / "run", replace(ONE, init=str(tmp_path / "long.safetensors"))).run()
+
+
+@pytest.mark.parametrize("step", [0, 100])
+def test_a_run_that_is_there_says_its_step(model, tmp_path: Path, step: int) -> None:
+    run = trainer(model, tmp_path, replace(ONE, steps=1))
+    run.run()
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.rename(path.with_name(f"step-{step:08d}.safetensors"))
+    with pytest.raises(ValueError, match=f"holds a run at step {step} already"):
+        trainer(model, tmp_path, ONE).run()
+
+
+def test_what_is_kept_is_single_precision_of_its_own() -> None:
+    half = torch.ones(2, dtype=torch.bfloat16)
+    kept, same = clone({"half": half})["half"], torch.ones(2)
+    assert kept.dtype == torch.float32 and clone({"same": same})["same"].data_ptr() != same.data_ptr()

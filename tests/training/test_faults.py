@@ -258,6 +258,21 @@ def test_a_reward_that_says_it_has_no_gradient_is_not_asked() -> None:
     assert asked == [False]
 
 
+def test_a_reward_is_tried_on_the_same_picture_every_time() -> None:
+    """Also one that does not say whether it has a gradient."""
+    seen: list[torch.Tensor] = []
+
+    class Plain:
+        name = "plain"
+
+        def score(self, images, prompts):
+            seen.append(images.detach())
+            return images.mean((1, 2, 3))
+
+    check_reward(Plain(), "a", torch.device("cpu"))
+    assert torch.equal(seen[0], torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+
+
 def test_what_changed_in_a_reward_is_named() -> None:
     old, new = ({"name": "judge", "version": version, "weights": f"sha256:{version}"} for version in "12")
     assert _changed_reward("watch", old, new) == [

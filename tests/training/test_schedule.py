@@ -156,6 +156,11 @@ def test_no_prompt_is_trained_on_and_judged_by(prompts: list[str]) -> None:
     assert not set(train) & set(held) and {*train, *held} == {*kept}
 
 
+def test_ten_prompts_are_enough_to_keep_one_aside() -> None:
+    prompts = [str(i) for i in range(10)]
+    assert split_prompts(prompts) == (prompts[1:], ["0"]) and split_prompts(prompts[:9]) == (prompts[:9], prompts[:9])
+
+
 def test_given_validation_prompts_are_used_as_they_are() -> None:
     assert split_prompts([" a ", "", "b"], ["x", " y\n", " "]) == (["a", "b"], ["x", "y"])
     with pytest.raises(ValueError, match=r"^Got no training prompts, expected at least one non-empty line\.$"):

@@ -10,7 +10,7 @@ from reneg_pack.nodes.host import rewards
 
 ADAPT = {
     "width": 64, "height": 64, "sampling_steps": 2, "cfg": 4.0, "learning_rate": 0.02, "micro_batch": 1,
-    "scheduler": "normal", "solver": "euler", "points": 1, "first_index": 0, "last_index": 2, "through": 1,
+    "scheduler": "normal", "solver": "euler", "points": 1, "checkpointing": False,
     "prompt": "a house", "seed": 4, "pictures": 2, "patience": 1,
 }  # fmt: skip
 COMPARE = {

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import re
 from pathlib import Path
 
@@ -168,6 +169,14 @@ def test_all_faults_of_a_configuration_come_at_once() -> None:
             {"sampling.guidance_scale": 1.0, "sampling.guidance_attention": 2.0, "points": 2, "jitter.steps": [1]},
             "- jitter.steps: points: got 2, expected at most the 1 steps",
         ),
+        ({"learning_rate": -math.inf}, "- learning_rate: got -inf, expected a finite number"),
+        ({"betas": [0.9, 1.0]}, r"- betas: got \(0.9, 1.0\), expected two numbers from 0 to below 1"),
+        ({"window": [5, 5]}, r"window: got 5..5, expected 0 <= first < last <= sampling.steps 30"),
+        ({"draws": 2, "batch_size": 1}, "- draws: got 2"),
+        (
+            {"sampling.guidance_scale": 1.0, "sampling.guidance_attention": 2.0, "points": 11},
+            "- points: got 11, expected at most the 10 steps of the window",
+        ),
         ({"jitter.guidance_scale": [1.0]}, "jitter.guidance_scale: got 1.0, expected more than 1"),
         ({"guidance_scale": float("nan")}, "expected a finite number"),
         ({"sampling.guidance_start": 2}, "sampling: Got the guidance interval 2.0..1.0"),
@@ -183,6 +192,14 @@ def test_all_faults_of_a_configuration_come_at_once() -> None:
 def test_what_cannot_be_is_said_in_one_sentence(values: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainConfig.from_mapping(values)
+
+
+def test_as_many_draws_as_pictures_and_attention_at_scale_1_can_be() -> None:
+    config = TrainConfig.from_mapping(
+        {"draws": 4, "batch_size": 4, "sampling.guidance_scale": 1.0, "sampling.guidance_attention": 2.0}
+    )
+    assert (config.draws, config.sampling.guidance.attention) == (4, 2.0)
+    assert type(TrainConfig().to_mapping()["betas"]) is list
 
 
 def test_the_adaptation_knows_no_jitter() -> None:

@@ -226,6 +226,9 @@ def test_the_gradient_is_that_of_the_tiny_decoders_pictures(tmp_path: Path) -> N
     owned = Decoder.read(f"tiny:{tmp_path / 'a'}").load(model).parameters()
     assert [part.shape for part in owned] == [part.shape for part in network.decoder.parameters()] and owned
     assert Decoder.read("full").load(model).parameters() == []
+    model.dtype = torch.bfloat16
+    [kind] = {part.dtype for part in Decoder.read(f"tiny:{tmp_path / 'a'}").load(model).parameters()}
+    assert kind == torch.bfloat16
     found, wanted = (
         torch.autograd.grad(images.square().sum(), latents)[0] for images in (decode(latents, 0, [0]), expected)
     )

@@ -77,6 +77,23 @@ def test_every_row_has_the_gradient_of_its_own_points(rows: int, through: int | 
         assert torch.allclose(found.pooled, join([one.pooled for one in single]), atol=1e-5)
 
 
+@pytest.mark.parametrize("through", [3, 0, "leap"])
+def test_every_row_keeps_the_history_of_its_steps(through: int | str) -> None:
+    """On levels that are even enough for a step of second order, which looks back at the one before."""
+    model, points = SmallModel(), [[3, 5], [2, 6], [3, 4], [2, 5], [4, 6]]
+    sampling = Sampling("dpmpp_2m", 12, "model", Guidance(3.0))
+    single = []
+    for row in range(5):
+        batch = Batch([PROMPTS[row]], model.encode([PROMPTS[row]]), model.noise([row]))
+        reach = Reach(points[row], through=through, complete=True)
+        single.append(reward_gradient(model, Curved(), batch, negative_of(model), sampling, reach))
+    found = gradient(model, points, sampling=sampling, through=through, complete=True)
+    assert torch.allclose(found.tokens, sum(one.tokens for one in single), atol=1e-5)
+    assert torch.allclose(found.images, torch.cat([one.images for one in single]), atol=1e-6)
+    first = gradient(model, points, sampling=replace(sampling, solver="euler"), through=through, complete=True)
+    assert (first.tokens - found.tokens).abs().max() > 3e-4
+
+
 def test_what_is_completed_goes_on_behind_the_last_point() -> None:
     model = SmallModel()
     found, single = gradient(model, complete=True), [alone(model, row, 1, complete=True) for row in range(5)]

@@ -27,6 +27,7 @@ from reneg_core.training.rehearsal import PARTS, rehearse
 from reneg_core.training.workers import Workers, launched, processes
 
 SEEDS = st.integers(0, 2**31)
+SPREAD = [[9, 23], [13, 18], [6, 28]]
 LEVELS = Sampling(steps=2).at_scale(4.0)
 
 
@@ -154,6 +155,11 @@ def test_no_prompt_is_trained_on_and_judged_by(prompts: list[str]) -> None:
         return
     assert list(held) == kept[::10] and list(train) == [p for i, p in enumerate(kept) if i % 10]
     assert not set(train) & set(held) and {*train, *held} == {*kept}
+
+
+def test_draws_are_those_of_earlier_versions() -> None:
+    assert schedule.spread_points((4, 30), 2, 3, 7, 1) == SPREAD
+    assert {max(row) for step in range(200) for row in schedule.spread_points((0, 6), 2, 3, step)} == {3, 4, 5}
 
 
 def test_ten_prompts_are_enough_to_keep_one_aside() -> None:

@@ -176,14 +176,15 @@ def write(run: dict[str, float], sample: bool = False) -> float:
             modules.append([f"`{path}`", len(mutants), len(tried), noticed, round(noticed / len(tried), 3)])
         left += [living(path, mutant, verdict) for mutant, verdict in tried.items() if verdict not in NOTICED]
     before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    tried, noticed = (sum(row[column] for row in modules) for column in (2, 3))
+    every, tried, noticed = (sum(row[column] for row in modules) for column in (1, 2, 3))
+    sampled = run if sample else before.get("sample", {})
     text = {
         "noticed": noticed,
         "tried": tried,
         "minutes": round(spent() / 60),
         "last_run": run or before.get("last_run", {}),
     }
-    text |= {"sample": run if sample else before.get("sample", {}), "modules": modules, "living": left}
+    text |= {"sample": sampled if tried < every else {}, "modules": modules, "living": left}
     RESULTS.write_text(json.dumps(text, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     share, unexplained = noticed / max(tried, 1), sum(not row[-1] for row in left)
     print(f"\n{noticed} of {tried} mutants noticed: {share:.1%}; {unexplained} of the others without a reason")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from reneg_core.rewards import Reward, RewardMix, Statistics, measure_statistics
 from reneg_core.rewards import preprocess as module
-from reneg_core.rewards.base import _plain, check_prompts, device_of
+from reneg_core.rewards.base import _plain, check_images, check_prompts, device_of
 from reneg_core.rewards.mix import statistics_of
 from reneg_core.rewards.preprocess import (
     MEAN,
@@ -190,3 +190,11 @@ def test_where_a_network_is() -> None:
 def test_scores_are_single_or_double() -> None:
     kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     assert [_plain(torch.ones(1, dtype=kind)).dtype for kind in kinds] == [torch.float32] * 3 + [torch.float64]
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+def test_pixels_that_are_no_finite_numbers_are_refused(value: float) -> None:
+    images = torch.full((1, 3, 4, 4), 0.5)
+    images[0, 0, 0, 0] = value
+    with pytest.raises(ValueError, match="images: contain NaN or infinite pixels; check the decoder's"):
+        check_images(images)

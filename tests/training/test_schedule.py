@@ -383,6 +383,18 @@ def test_an_adaptation_encodes_each_prompt_once() -> None:
     assert torch.equal(found.negatives.tokens, plain.negatives.tokens)
 
 
+def test_a_run_that_goes_on_foresees_what_is_left(tmp_path: Path) -> None:
+    left = schedule.batch_prompts(PROMPTS.train, CONFIG.seed, 3, 4, range(4))
+    run = Trainer(SmallModel(), Brightness(), PROMPTS, CONFIG, tmp_path)
+
+    def looked() -> None:
+        run.prepare()
+        run.progress.step = 3
+        assert list(run._coming(1)) == list(run._coming(9)) == ["one", "two", "one", *left, "one", "two", "one"]
+
+    run.inside(looked)
+
+
 def test_each_process_encodes_its_own_prompts_and_the_first_one_has_the_pictures() -> None:
     prompts = ["fox", "sun", "ice", "sea", "owl"]
     config = AdaptConfig(steps=1, sampling=LEVELS, points=1, micro_batch=2)
